@@ -1,0 +1,25 @@
+//! Sparse autoencoders (SAEs) for the engines that run language models: load, encode, decode, steer and train, inside the
+//! host's process, over memory the host already has.
+//!
+//! The same library speaks Rust (this crate) and C (`include/sae.h`, made from [`capi`]). Where to look:
+//!
+//! | question | room |
+//! |---|---|
+//! | what can go wrong | [`error`] |
+//! | how activations are handed in, and results out | [`tensor`], [`features`] |
+//! | what an SAE is: architecture, flags, weights, input convention | [`sae`] |
+//! | which files load and how they are saved | [`formats`] |
+//! | the hot calls: encode, decode, steer | [`session`], [`steering`] |
+//! | how a score is computed, bit for bit, and what runs it | [`backend`] |
+//! | who runs in parallel | [`pool`] |
+//! | how an SAE is trained | [`training`] |
+//!
+//! Imports run one way: capi → session, training → backend, formats → sae, features, tensor → error.
+
+pub mod error;
+pub mod features;
+pub mod sae;
+#[allow(unsafe_code)]
+pub mod tensor;
+
+pub use error::{Error, Result, Status};

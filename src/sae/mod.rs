@@ -1,0 +1,22 @@
+//! What an SAE is: a [`Spec`] (architecture, sizes, flags, input convention) and its [`Weights`]. Both are immutable once
+//! joined in an [`Sae`], which any number of threads may share.
+//!
+//! ```text
+//! x' = normalize(x)                                  Normalization; the token's statistics are kept
+//! x″ = x' − b_dec            if subtract_b_dec
+//! h  = W_enc x″ + b_enc      (· ‖W_dec[i]‖ if rescale_by_decoder_norm)        pre-activations
+//! z  = activation(h)                                 Architecture
+//! x̂  = denormalize(Σ z_i W_dec[i] + b_dec) + W_skip x  (z_i / ‖W_dec[i]‖ if rescale_by_decoder_norm)
+//! ```
+
+mod convention;
+mod hook;
+mod matrix;
+mod spec;
+mod weights;
+
+pub use convention::Convention;
+pub use hook::{HookPoint, Site};
+pub use matrix::Matrix;
+pub use spec::{Architecture, Normalization, Spec};
+pub use weights::{Sae, Weights};

@@ -1,0 +1,203 @@
+//! The weights of an SAE, checked against its spec.
+
+use super::{Architecture, Matrix, Spec};
+use crate::error::{Result, fail};
+use crate::tensor::DType;
+
+/// The weights, laid out as they are computed with: one contiguous row per latent in both large matrices.
+#[derive(Clone)]
+pub struct Weights {
+    /// `[n_latents, d_in]`: row i is latent i's encoder direction.
+    pub w_enc: Matrix,
+    /// `[n_latents]`.
+    pub b_enc: Vec<f32>,
+    /// `[n_latents, d_out]`: row i is latent i's decoder direction.
+    pub w_dec: Matrix,
+    /// `[d_out]`.
+    pub b_dec: Vec<f32>,
+    /// `[n_latents]`, for JumpReLU; compared with the (rescaled) pre-activation.
+    pub threshold: Option<Vec<f32>>,
+    /// `[d_out, d_in]`: the skip path of a transcoder, applied to the raw input.
+    pub w_skip: Option<Matrix>,
+}
+
+/// A complete SAE: spec and weights that fit each other and hold finite numbers only.
+pub struct Sae {
+    spec: Spec,
+    weights: Weights,
+    /// `‖W_dec[i]‖` where the spec rescales by it, else empty.
+    decoder_norms: Vec<f32>,
+}
+
+impl Sae {
+    /// Joins a spec and weights; refuses shapes that do not fit and numbers that are not finite.
+    pub fn new(spec: Spec, weights: Weights) -> Result<Self> {
+        spec.check()?;
+        let Spec { d_in, d_out, n_latents: n, .. } = spec;
+        check_matrix("W_enc", &weights.w_enc, n, d_in)?;
+        check_matrix("W_dec", &weights.w_dec, n, d_out)?;
+        check_vector("b_enc", &weights.b_enc, n)?;
+        check_vector("b_dec", &weights.b_dec, d_out)?;
+        if let Some(w_skip) = &weights.w_skip {
+            check_matrix("W_skip", w_skip, d_out, d_in)?;
+        }
+        match (&weights.threshold, spec.architecture) {
+            (Some(threshold), Architecture::JumpRelu) => check_vector("threshold", threshold, n)?,
+            (None, Architecture::JumpRelu) => {
+                return fail!(InvalidArgument, "threshold [{n}] is missing, which JumpReLU needs");
+            }
+            (Some(_), other) => {
+                return fail!(InvalidArgument, "threshold is given, but {} has none", other.name());
+            }
+            (None, _) => {}
+        }
+        let decoder_norms = if spec.rescale_by_decoder_norm { weights.w_dec.row_norms() } else { Vec::new() };
+        if let Some(i) = decoder_norms.iter().position(|&norm| norm == 0.0 || !norm.is_finite()) {
+            return fail!(
+                NotFinite,
+                "W_dec row {i} has norm {}, by which activations cannot be divided",
+                decoder_norms[i]
+            );
+        }
+        Ok(Self { spec, weights, decoder_norms })
+    }
+
+    /// What it is.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Its numbers.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// `‖W_dec[i]‖` for each latent where the spec rescales by it.
+    pub fn decoder_norms(&self) -> Option<&[f32]> {
+        self.spec.rescale_by_decoder_norm.then_some(&self.decoder_norms)
+    }
+
+    /// Spec and weights, to make another SAE of.
+    pub fn into_parts(self) -> (Spec, Weights) {
+        (self.spec, self.weights)
+    }
+
+    /// The latents `first..first + count` (of those held here) alone, under their global indices, for a host that shards
+    /// latents across devices. TopK then keeps up to k on each shard; merging the shards' features gives the whole's.
+    pub fn shard(&self, first: usize, count: usize) -> Result<Self> {
+        let n = self.spec.n_latents;
+        if count == 0 || first.checked_add(count).is_none_or(|end| end > n) {
+            return fail!(InvalidArgument, "latents {first}..+{count} are not a part of 0..{n}");
+        }
+        let part = |v: &[f32]| v[first..first + count].to_vec();
+        let w = &self.weights;
+        let weights = Weights {
+            w_enc: w.w_enc.slice_rows(first, count)?,
+            b_enc: part(&w.b_enc),
+            w_dec: w.w_dec.slice_rows(first, count)?,
+            b_dec: w.b_dec.clone(),
+            threshold: w.threshold.as_deref().map(part),
+            w_skip: w.w_skip.clone(),
+        };
+        let spec = Spec { n_latents: count, first_latent: self.spec.first_latent + first, ..self.spec.clone() };
+        Self::new(spec, weights)
+    }
+
+    /// The same SAE with its matrices kept in another type. Rescaling norms are taken of the rounded decoder.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let w = &self.weights;
+        let weights = Weights {
+            w_enc: w.w_enc.to_dtype(dtype)?,
+            w_dec: w.w_dec.to_dtype(dtype)?,
+            w_skip: w.w_skip.as_ref().map(|m| m.to_dtype(dtype)).transpose()?,
+            ..w.clone()
+        };
+        Self::new(self.spec.clone(), weights)
+    }
+
+    /// Bytes its weights take.
+    pub fn byte_size(&self) -> usize {
+        let w = &self.weights;
+        let vectors =
+            w.b_enc.len() + w.b_dec.len() + w.threshold.as_ref().map_or(0, Vec::len) + self.decoder_norms.len();
+        w.w_enc.bytes().len() + w.w_dec.bytes().len() + w.w_skip.as_ref().map_or(0, |m| m.bytes().len()) + 4 * vectors
+    }
+}
+
+fn check_matrix(name: &str, matrix: &Matrix, rows: usize, cols: usize) -> Result<()> {
+    if (matrix.rows(), matrix.cols()) != (rows, cols) {
+        let (r, c) = (matrix.rows(), matrix.cols());
+        return fail!(InvalidArgument, "{name} must be [{rows}, {cols}], not [{r}, {c}]");
+    }
+    if let Some((row, col)) = matrix.first_non_finite() {
+        return fail!(NotFinite, "{name}[{row}, {col}] is not a finite number");
+    }
+    Ok(())
+}
+
+fn check_vector(name: &str, vector: &[f32], len: usize) -> Result<()> {
+    if vector.len() != len {
+        return fail!(InvalidArgument, "{name} must be [{len}], not [{}]", vector.len());
+    }
+    if let Some(i) = vector.iter().position(|v| !v.is_finite()) {
+        return fail!(NotFinite, "{name}[{i}] is {}, not a finite number", vector[i]);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Status;
+
+    fn parts() -> (Spec, Weights) {
+        let weights = Weights {
+            w_enc: Matrix::from_f32(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3, 2).unwrap(),
+            b_enc: vec![0.1, 0.2, 0.3],
+            w_dec: Matrix::from_f32(&[3.0, 4.0, 0.0, 1.0, 1.0, 0.0], 3, 2).unwrap(),
+            b_dec: vec![0.0, 1.0],
+            threshold: None,
+            w_skip: None,
+        };
+        (Spec::new(Architecture::TopK { k: 2 }, 2, 3), weights)
+    }
+
+    #[test]
+    fn misfits_are_refused_by_name() {
+        type Spoil = fn(&mut Spec, &mut Weights);
+        let spoils: [(&str, Status, Spoil); 8] = [
+            ("W_enc", Status::InvalidArgument, |s, _| s.n_latents = 4),
+            ("b_enc", Status::InvalidArgument, |_, w| w.b_enc.truncate(2)),
+            ("b_dec[1]", Status::NotFinite, |_, w| w.b_dec[1] = f32::NAN),
+            ("threshold", Status::InvalidArgument, |s, _| s.architecture = Architecture::JumpRelu),
+            ("threshold", Status::InvalidArgument, |_, w| w.threshold = Some(vec![0.0; 3])),
+            ("k must", Status::InvalidArgument, |s, _| s.architecture = Architecture::TopK { k: 0 }),
+            ("W_dec[0, 1]", Status::NotFinite, |_, w| {
+                w.w_dec = Matrix::from_f32(&[3.0, f32::INFINITY, 0.0, 1.0, 1.0, 0.0], 3, 2).unwrap();
+            }),
+            ("W_dec row 1", Status::NotFinite, |s, w| {
+                s.rescale_by_decoder_norm = true;
+                w.w_dec = Matrix::from_f32(&[3.0, 4.0, 0.0, 0.0, 1.0, 0.0], 3, 2).unwrap();
+            }),
+        ];
+        for (name, status, spoil) in spoils {
+            let (mut spec, mut weights) = parts();
+            spoil(&mut spec, &mut weights);
+            let error = Sae::new(spec, weights).err().unwrap();
+            assert_eq!(error.status(), status, "{error}");
+            assert!(error.message().contains(name), "{error} does not name {name}");
+        }
+    }
+
+    #[test]
+    fn shards_keep_global_indices() {
+        let (mut spec, weights) = parts();
+        spec.rescale_by_decoder_norm = true;
+        let whole = Sae::new(spec, weights).unwrap();
+        assert_eq!(whole.decoder_norms().unwrap(), [5.0, 1.0, 1.0]);
+        let shard = whole.shard(1, 2).unwrap().shard(1, 1).unwrap();
+        assert_eq!((shard.spec().first_latent, shard.spec().n_latents), (2, 1));
+        assert_eq!(shard.weights().w_enc.row_f32(0, &mut []), &[5.0, 6.0]);
+        assert!(whole.shard(2, 2).is_err() && whole.shard(0, 0).is_err() && whole.shard(usize::MAX, 1).is_err());
+    }
+}
