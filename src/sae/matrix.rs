@@ -26,7 +26,7 @@ impl Matrix {
             let found = storage.bytes().len();
             return fail!(InvalidArgument, "[{rows}, {cols}] of {dtype} is {bytes} bytes, not {found}");
         }
-        if storage.bytes().as_ptr() as usize % dtype.size() != 0 {
+        if !(storage.bytes().as_ptr() as usize).is_multiple_of(dtype.size()) {
             return fail!(InvalidArgument, "weights of {dtype} must be aligned to {} bytes", dtype.size());
         }
         Ok(Self { storage, dtype, rows, cols })

@@ -126,7 +126,7 @@ impl Raw {
         if data.is_null() {
             return fail!(InvalidTensor, "the data pointer is null, but shape {shape:?} has elements");
         }
-        if data as usize % dtype.size() != 0 {
+        if !(data as usize).is_multiple_of(dtype.size()) {
             return fail!(
                 InvalidTensor,
                 "data pointer {data:p} is not aligned to the {} bytes of {dtype}",
