@@ -18,6 +18,7 @@
 
 pub mod error;
 pub mod features;
+pub mod formats;
 pub mod sae;
 #[allow(unsafe_code)]
 pub mod tensor;

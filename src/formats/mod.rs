@@ -1,0 +1,95 @@
+//! Which files load, and how an SAE is saved.
+//!
+//! Every on-disk format is one file here that answers two questions: is this yours? (by content, never by name) and what
+//! does it say? The answer is a draft: the spec, and where each weight lies. Reading, transposing, converting, mapping,
+//! sharding and counting memory are then the same for all.
+//!
+//! To add a format: one file with a `FORMAT`, its `mod` line and its entry in `FORMATS`.
+
+// Readers to come use the rest of what is laid out here.
+#![allow(dead_code)]
+
+mod atomic;
+mod draft;
+pub mod native;
+mod options;
+mod safetensors;
+mod source;
+mod stored;
+
+pub use options::{LoadOptions, Loaded, Memory, SaveOptions};
+
+use std::path::Path;
+
+use crate::error::{Error, Result, fail};
+use crate::sae::Sae;
+use draft::Draft;
+use source::Source;
+
+/// One on-disk format.
+struct Format {
+    /// What [`LoadOptions::format`] calls it.
+    name: &'static str,
+    /// What people call it.
+    title: &'static str,
+    /// Whether the files' content says they are of this format, even if broken or of a kind that is refused.
+    recognise: fn(&Source) -> bool,
+    /// What the files say.
+    read: fn(&Source, &LoadOptions) -> Result<Draft>,
+}
+
+/// Every format, in the order in which they are asked.
+const FORMATS: &[&Format] = &[&native::FORMAT];
+
+/// Loads an SAE from a file, or from a directory that holds one.
+pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded> {
+    let path = path.as_ref();
+    Source::open(path).and_then(|source| load_source(&source, options)).map_err(|e| e.at(path.display()))
+}
+
+/// Loads an SAE from files in memory, given with the names they would have in a directory. The bytes are copied.
+pub fn load_bytes(files: &[(&str, &[u8])], options: &LoadOptions) -> Result<Loaded> {
+    load_source(&Source::from_bytes(files)?, options)
+}
+
+/// The bytes that [`load`] with the same options will need; no weight is allocated to find out.
+pub fn memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Memory> {
+    let path = path.as_ref();
+    Source::open(path).and_then(|source| draft(&source, options)?.1.memory(options)).map_err(|e| e.at(path.display()))
+}
+
+/// Saves an SAE in the [`native`] format. The file appears whole or not at all: on any failure the one that was there
+/// before is untouched.
+pub fn save(sae: &Sae, path: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+    let path = path.as_ref();
+    native::save(sae, path, options).map_err(|e| e.at(path.display()))
+}
+
+fn load_source(source: &Source, options: &LoadOptions) -> Result<Loaded> {
+    let (format, draft) = draft(source, options)?;
+    let notes = draft.notes.clone();
+    Ok(Loaded { sae: draft.finish(options)?, format: format.name, notes })
+}
+
+fn draft(source: &Source, options: &LoadOptions) -> Result<(&'static Format, Draft)> {
+    options.check()?;
+    let format = choose(source, options.format.as_deref())?;
+    let mut draft = (format.read)(source, options)?;
+    draft.override_convention(&options.convention);
+    Ok((format, draft))
+}
+
+fn choose(source: &Source, wanted: Option<&str>) -> Result<&'static Format> {
+    if let Some(name) = wanted {
+        return FORMATS.iter().copied().find(|format| format.name == name).ok_or_else(|| {
+            let known = FORMATS.iter().map(|format| format.name).collect::<Vec<_>>().join(", ");
+            Error::new(crate::Status::InvalidArgument, format!("format: expected one of {known}, not {name:?}"))
+        });
+    }
+    if let Some(format) = FORMATS.iter().copied().find(|format| (format.recognise)(source)) {
+        return Ok(format);
+    }
+    source.first_fault()?;
+    let known = FORMATS.iter().map(|format| format.title).collect::<Vec<_>>().join(", ");
+    fail!(Format, "not an SAE of a known format ({known}); found {}", source.describe())
+}

@@ -1,0 +1,68 @@
+//! What a caller may ask of loading and saving, and what comes back.
+
+use crate::error::{Result, fail};
+use crate::sae::{Convention, Sae};
+use crate::tensor::DType;
+
+/// How to load. The default keeps everything as the files have it.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// The format's name, to skip recognition: `native`, `saelens`, `openai`.
+    pub format: Option<String>,
+    /// The type to keep the matrices in; `None`: as stored (f64 becomes f32). Vectors are always f32.
+    pub dtype: Option<DType>,
+    /// Leave matrices in the file where they lie in it as they are computed with, and page them in as they are read. The
+    /// file must then not be changed while the SAE lives: a host that truncates it is killed by the system.
+    pub map: bool,
+    /// Load only these of the stored latents, as (first, count); they keep their global indices.
+    pub latents: Option<(usize, usize)>,
+    /// The factor by which training multiplied activations to give them an expected norm of √d, for files that say it
+    /// was used but not what it was (`normalize_activations: expected_average_only_in`). It is folded into the weights.
+    pub activation_scale: Option<f32>,
+    /// What the files do not say, or say wrongly, about the inputs: every field that is set replaces the file's.
+    pub convention: Convention,
+}
+
+impl LoadOptions {
+    pub(super) fn check(&self) -> Result<()> {
+        if let Some(dtype) = self.dtype
+            && !dtype.is_float()
+        {
+            return fail!(InvalidArgument, "dtype: weights are kept in f32, f16 or bf16, not {dtype}");
+        }
+        if let Some(scale) = self.activation_scale
+            && !(scale.is_finite() && scale > 0.0)
+        {
+            return fail!(InvalidArgument, "activation_scale must be a positive number, not {scale}");
+        }
+        Ok(())
+    }
+}
+
+/// How to save. The default keeps the types the matrices have.
+#[derive(Clone, Debug, Default)]
+pub struct SaveOptions {
+    /// The type to write the matrices in; vectors are always f32.
+    pub dtype: Option<DType>,
+}
+
+/// What was loaded.
+pub struct Loaded {
+    /// The SAE.
+    pub sae: Sae,
+    /// The name of the format it was in.
+    pub format: &'static str,
+    /// What was inferred, assumed or left aside, in words.
+    pub notes: Vec<String>,
+}
+
+/// Bytes that loading needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Held as long as the SAE lives.
+    pub resident: u64,
+    /// Mapped from the file: address space, paged in as it is read.
+    pub mapped: u64,
+    /// The most that is allocated at any moment of loading, `resident` included.
+    pub peak: u64,
+}

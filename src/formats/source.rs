@@ -1,0 +1,251 @@
+//! What lies at a path: a file or the files of a directory, each known by what it holds.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::safetensors::Safetensors;
+use crate::error::{Error, Result, Status, fail};
+use crate::tensor::Storage;
+
+/// More files than any directory of one SAE has.
+const MAX_FILES: usize = 256;
+/// More bytes than any configuration has.
+const MAX_JSON: u64 = 16 << 20;
+
+/// A file that is read piece by piece, or one held in memory; cheap to clone.
+#[derive(Clone)]
+pub(super) struct File(Arc<Inner>);
+
+struct Inner {
+    /// Its name inside the directory; empty if it is the path itself, which errors name already.
+    name: String,
+    len: u64,
+    body: Body,
+}
+
+enum Body {
+    Disk(fs::File),
+    Memory(Vec<u8>),
+}
+
+impl File {
+    fn open(path: &Path, name: String) -> Result<Self> {
+        let at = |e: Error| if name.is_empty() { e } else { e.at(&name) };
+        let file = fs::File::open(path).map_err(|e| at(e.into()))?;
+        let len = file.metadata().map_err(|e| at(e.into()))?.len();
+        Ok(Self(Arc::new(Inner { name, len, body: Body::Disk(file) })))
+    }
+
+    fn in_memory(name: &str, bytes: &[u8]) -> Self {
+        let body = Body::Memory(bytes.to_vec());
+        Self(Arc::new(Inner { name: name.to_owned(), len: bytes.len() as u64, body }))
+    }
+
+    /// Its name inside the directory; empty if it is the path itself.
+    pub(super) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// Names the file in an error about it.
+    pub(super) fn err(&self, error: Error) -> Error {
+        if self.0.name.is_empty() { error } else { error.at(&self.0.name) }
+    }
+
+    /// Fills `out` from the bytes at `offset`.
+    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let outside = || {
+            let (count, len) = (out.len(), self.0.len);
+            self.err(Error::new(Status::Format, format!("truncated: bytes {offset}..+{count} of a file of {len}")))
+        };
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.0.len) {
+            return Err(outside());
+        }
+        match &self.0.body {
+            Body::Memory(bytes) => out.copy_from_slice(&bytes[offset as usize..][..out.len()]),
+            Body::Disk(file) => {
+                let mut file = file;
+                let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(out));
+                read.map_err(|e| self.err(e.into()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first bytes, as many as there are up to `count`.
+    fn head(&self, count: usize) -> Result<Vec<u8>> {
+        let mut head = vec![0; self.0.len.min(count as u64) as usize];
+        self.read_at(0, &mut head)?;
+        Ok(head)
+    }
+
+    /// Maps it; `None` if it has no file to map.
+    pub(super) fn map(&self) -> Result<Option<Storage>> {
+        match &self.0.body {
+            Body::Disk(file) => Storage::map(file).map(Some).map_err(|e| self.err(e)),
+            Body::Memory(_) => Ok(None),
+        }
+    }
+
+    /// Whether [`Self::map`] can map it.
+    pub(super) fn is_mappable(&self) -> bool {
+        matches!(self.0.body, Body::Disk(_))
+    }
+
+    fn content(&self) -> Result<Content> {
+        let head = self.head(16)?;
+        let header_len = head.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+        let headed = head.get(8) == Some(&b'{');
+        let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
+        if headed && (header_len <= self.0.len || first != Some(&b'{')) {
+            return Safetensors::read(self).map(Content::Safetensors).map_err(|e| self.err(e));
+        }
+        if first == Some(&b'{') {
+            return self.json().map(Content::Json).map_err(|e| self.err(e));
+        }
+        Ok(Content::Unknown)
+    }
+
+    fn json(&self) -> Result<Map<String, Value>> {
+        if self.0.len > MAX_JSON {
+            return fail!(Format, "JSON of {} bytes; the most that is read is {MAX_JSON}", self.0.len);
+        }
+        serde_json::from_slice(&self.head(MAX_JSON as usize)?)
+            .map_err(|e| Error::new(Status::Format, format!("broken JSON: {e}")))
+    }
+}
+
+/// What a file holds, told by its bytes.
+pub(super) enum Content {
+    Safetensors(Safetensors),
+    Json(Map<String, Value>),
+    Unknown,
+}
+
+/// A file and what it holds, found out when first asked.
+struct Entry {
+    file: File,
+    content: OnceCell<Result<Content>>,
+}
+
+impl Entry {
+    fn new(file: File) -> Self {
+        Self { file, content: OnceCell::new() }
+    }
+
+    fn content(&self) -> &Result<Content> {
+        self.content.get_or_init(|| self.file.content())
+    }
+}
+
+/// The files among which an SAE is looked for.
+pub(super) struct Source {
+    entries: Vec<Entry>,
+    /// The directory's `cfg.json`, if the path named a file beside it.
+    beside: Option<Entry>,
+}
+
+impl Source {
+    /// The file at the path, or all files of the directory there (not of those below it).
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let kind = fs::metadata(path)?;
+        if kind.is_file() {
+            let beside = path.parent().map(|parent| parent.join("cfg.json")).filter(|beside| beside.is_file());
+            let beside = beside.map(|beside| File::open(&beside, "cfg.json".to_owned())).transpose()?;
+            let file = File::open(path, String::new())?;
+            return Ok(Self { entries: vec![Entry::new(file)], beside: beside.map(Entry::new) });
+        }
+        if !kind.is_dir() {
+            return fail!(Io, "neither a file nor a directory");
+        }
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(path)? {
+            let path = entry?.path();
+            if path.is_file() {
+                paths.push(path);
+            }
+            if paths.len() > MAX_FILES {
+                return fail!(Format, "the directory holds more than {MAX_FILES} files; name the one to load");
+            }
+        }
+        paths.sort();
+        let open = |path: &std::path::PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            File::open(path, name).map(Entry::new)
+        };
+        Ok(Self { entries: paths.iter().map(open).collect::<Result<_>>()?, beside: None })
+    }
+
+    /// Files in memory.
+    pub(super) fn from_bytes(files: &[(&str, &[u8])]) -> Result<Self> {
+        if files.len() > MAX_FILES {
+            return fail!(InvalidArgument, "{} files; the most that is read is {MAX_FILES}", files.len());
+        }
+        let entries = files.iter().map(|(name, bytes)| Entry::new(File::in_memory(name, bytes))).collect();
+        Ok(Self { entries, beside: None })
+    }
+
+    /// The sound files and what they hold.
+    fn contents(&self) -> impl Iterator<Item = (&File, &Content)> {
+        self.entries.iter().filter_map(|entry| Some((&entry.file, entry.content().as_ref().ok()?)))
+    }
+
+    /// The safetensors files among them.
+    pub(super) fn safetensors(&self) -> impl Iterator<Item = &Safetensors> {
+        self.contents().filter_map(|(_, content)| match content {
+            Content::Safetensors(tensors) => Some(tensors),
+            _ => None,
+        })
+    }
+
+    /// The JSON files among them, and the `cfg.json` beside a single file.
+    pub(super) fn json(&self) -> impl Iterator<Item = (&File, &Map<String, Value>)> {
+        let beside = self.beside.iter().filter_map(|entry| Some((&entry.file, entry.content().as_ref().ok()?)));
+        self.contents().chain(beside).filter_map(|(file, content)| match content {
+            Content::Json(map) => Some((file, map)),
+            _ => None,
+        })
+    }
+
+    /// The fault of the first broken file, if one is broken.
+    pub(super) fn first_fault(&self) -> Result<()> {
+        let mut faults = self.entries.iter().chain(&self.beside).filter_map(|entry| entry.content().as_ref().err());
+        faults.next().map_or(Ok(()), |fault| Err(fault.clone()))
+    }
+
+    /// What was found, for people.
+    pub(super) fn describe(&self) -> String {
+        let mut found: Vec<String> = Vec::new();
+        for (file, content) in self.contents().take(8) {
+            let what = match content {
+                Content::Safetensors(tensors) => format!("safetensors with {}", some_of(tensors.names())),
+                Content::Json(map) => format!("JSON with {}", some_of(map.keys().map(String::as_str))),
+                Content::Unknown => format!("{} bytes of an unknown kind", file.len()),
+            };
+            found.push(if file.name().is_empty() { what } else { format!("{}: {what}", file.name()) });
+        }
+        match (found.len(), self.entries.len()) {
+            (0, _) => "no files".to_owned(),
+            (shown, all) if shown < all => format!("{}, … ({all} files)", found.join("; ")),
+            _ => found.join("; "),
+        }
+    }
+}
+
+/// The first few names, for a message.
+fn some_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.take(9).map(|name| name.chars().take(60).collect()).collect();
+    match names.len() {
+        0 => "nothing".to_owned(),
+        9 => format!("{}, …", names[..8].join(", ")),
+        _ => names.join(", "),
+    }
+}

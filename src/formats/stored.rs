@@ -1,0 +1,355 @@
+//! A tensor as it lies in a file, and how it is brought into memory: whole, in part, transposed, converted, scaled or
+//! mapped, never holding more than the result and one strip.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::source::File;
+use crate::error::{Error, Result, Status, fail};
+use crate::sae::Matrix;
+use crate::tensor::{AlignedBytes, DType};
+
+/// Bytes that are read at a time where a matrix cannot be read in one piece.
+const STRIP: usize = 8 << 20;
+
+/// The type of stored elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StoredType {
+    F64,
+    F32,
+    F16,
+    BF16,
+    /// Nothing that weights are read from; its name and bytes per element.
+    Other(String, usize),
+}
+
+impl StoredType {
+    fn size(&self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Other(_, size) => *size,
+        }
+    }
+
+    /// The type in which its values are kept if nothing else is asked for.
+    fn kept_as(&self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+}
+
+/// Where a tensor lies. Its bounds were checked when it was made.
+#[derive(Clone)]
+pub(super) struct StoredTensor {
+    name: String,
+    file: File,
+    dtype: StoredType,
+    shape: Vec<usize>,
+    /// In elements.
+    strides: Vec<usize>,
+    /// The first element's byte in the file.
+    start: u64,
+}
+
+impl StoredTensor {
+    /// A tensor in the `bytes` bytes from `start` on, row-major unless `strides` (in elements) are given. Refuses what
+    /// lies outside them, and shapes with more elements than they hold.
+    pub(super) fn new(
+        name: &str,
+        file: &File,
+        dtype: StoredType,
+        shape: &[usize],
+        strides: Option<&[usize]>,
+        start: u64,
+        bytes: u64,
+    ) -> Result<Self> {
+        let tensor = Self {
+            name: name.to_owned(),
+            file: file.clone(),
+            strides: strides.map_or_else(|| row_major(shape), <[usize]>::to_vec),
+            shape: shape.to_vec(),
+            dtype,
+            start,
+        };
+        let available = bytes.min(file.len().saturating_sub(start)) / tensor.dtype.size().max(1) as u64;
+        let needed = tensor.needed_elements();
+        if tensor.strides.len() != shape.len() || needed.is_none_or(|needed| needed > available) {
+            let strides = &tensor.strides;
+            return Err(tensor.err(
+                Status::Format,
+                format!("shape {shape:?} with strides {strides:?} does not fit the {available} elements stored for it"),
+            ));
+        }
+        Ok(tensor)
+    }
+
+    /// The elements that its place must have: up to its last, and no fewer than its shape counts.
+    fn needed_elements(&self) -> Option<u64> {
+        let mut count = 1u64;
+        let mut last = 0u64;
+        for (&len, &stride) in std::iter::zip(&self.shape, &self.strides) {
+            count = count.checked_mul(len as u64)?;
+            last = last.checked_add((len.saturating_sub(1) as u64).checked_mul(stride as u64)?)?;
+        }
+        if count == 0 { Some(0) } else { Some(count.max(last.checked_add(1)?)) }
+    }
+
+    fn err(&self, status: Status, message: impl std::fmt::Display) -> Error {
+        self.file.err(Error::new(status, format!("{}: {message}", self.name)))
+    }
+
+    /// The length of each dimension.
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Refuses another shape, and types that weights are not read from.
+    pub(super) fn expect(self, shape: &[usize]) -> Result<Self> {
+        if self.shape != shape {
+            return Err(self.err(Status::Format, format!("expected shape {shape:?}, found {:?}", self.shape)));
+        }
+        match &self.dtype {
+            StoredType::Other(found, _) => {
+                Err(self.err(Status::Format, format!("expected f64, f32, f16 or bf16, found {found}")))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub(super) fn transposed(mut self) -> Self {
+        self.shape.reverse();
+        self.strides.reverse();
+        self
+    }
+
+    /// The entries `first..first + count` of the first dimension, which must be there.
+    pub(super) fn slice(mut self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.shape[0], "a checked range");
+        self.start += (first * self.strides[0] * self.dtype.size()) as u64;
+        self.shape[0] = count;
+        self
+    }
+
+    /// Its values, in order, as f32. For vectors and scalars.
+    pub(super) fn values(&self) -> Result<Vec<f32>> {
+        let count = self.shape.iter().product();
+        let mut values = vec![0.0; count];
+        if self.strides == row_major(&self.shape) {
+            let mut bytes = AlignedBytes::zeroed(count * self.dtype.size())?;
+            self.file.read_at(self.start, bytes.as_mut_slice())?;
+            self.decode(bytes.as_slice(), &mut values)?;
+        } else if self.shape.len() == 1 {
+            for (i, value) in values.iter_mut().enumerate() {
+                let mut bytes = AlignedBytes::zeroed(self.dtype.size())?;
+                self.file.read_at(self.byte_at(i * self.strides[0]), bytes.as_mut_slice())?;
+                self.decode(bytes.as_slice(), std::slice::from_mut(value))?;
+            }
+        } else {
+            return Err(self.err(Status::Unsupported, format!("strides {:?} are not read", self.strides)));
+        }
+        Ok(values)
+    }
+
+    fn byte_at(&self, element: usize) -> u64 {
+        self.start + (element * self.dtype.size()) as u64
+    }
+
+    /// Converts aligned bytes to f32, exactly except for f64, which is rounded.
+    fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        match &self.dtype {
+            StoredType::F32 => out.copy_from_slice(bytemuck::cast_slice(bytes)),
+            StoredType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(out),
+            StoredType::BF16 => bytemuck::cast_slice::<u8, bf16>(bytes).convert_to_f32_slice(out),
+            StoredType::F64 => {
+                for (out, &value) in std::iter::zip(out, bytemuck::cast_slice::<u8, f64>(bytes)) {
+                    *out = value as f32;
+                }
+            }
+            StoredType::Other(found, _) => {
+                return Err(self.err(Status::Format, format!("expected floats, found {found}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Strides of a row-major tensor; saturating, for shapes that are refused anyway.
+fn row_major(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1usize; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis].saturating_mul(shape[axis].max(1));
+    }
+    strides
+}
+
+/// A stored matrix on its way into memory: oriented as it is computed with (one row per latent), and what its elements
+/// are to be multiplied by.
+#[derive(Clone)]
+pub(super) struct StoredMatrix {
+    tensor: StoredTensor,
+    factor: f64,
+}
+
+impl StoredMatrix {
+    /// Takes a tensor of two dimensions, already oriented.
+    pub(super) fn new(tensor: StoredTensor) -> Result<Self> {
+        let (rows, cols) = match tensor.shape() {
+            &[rows, cols] => (rows, cols),
+            other => return Err(tensor.err(Status::Format, format!("expected a matrix, found shape {other:?}"))),
+        };
+        if rows > 1 && cols > 1 && !tensor.strides.contains(&1) {
+            let strides = &tensor.strides;
+            return Err(tensor.err(Status::Unsupported, format!("strides {strides:?}: one of them must be 1")));
+        }
+        Ok(Self { tensor, factor: 1.0 })
+    }
+
+    /// The same matrix, every element multiplied by `factor`.
+    pub(super) fn scaled(self, factor: f64) -> Self {
+        Self { factor: self.factor * factor, ..self }
+    }
+
+    /// The rows `first..first + count`, which must be there.
+    pub(super) fn slice(self, first: usize, count: usize) -> Self {
+        Self { tensor: self.tensor.slice(first, count), ..self }
+    }
+
+    fn rows(&self) -> usize {
+        self.tensor.shape[0]
+    }
+
+    fn cols(&self) -> usize {
+        self.tensor.shape[1]
+    }
+
+    /// Elements from the start of a row to the next, if the elements of each row lie together.
+    fn row_stride(&self) -> Option<usize> {
+        let [row, col] = [self.tensor.strides[0], self.tensor.strides[1]];
+        (col == 1 || self.cols() == 1).then_some(if self.rows() == 1 { self.cols() } else { row })
+    }
+
+    fn dtype(&self, wanted: Option<DType>) -> DType {
+        wanted.unwrap_or_else(|| self.tensor.dtype.kept_as())
+    }
+
+    /// Whether its bytes in the file are those it has in memory.
+    fn lies_as_kept(&self, dtype: DType) -> bool {
+        let same_type = matches!(
+            (&self.tensor.dtype, dtype),
+            (StoredType::F32, DType::F32) | (StoredType::F16, DType::F16) | (StoredType::BF16, DType::BF16)
+        );
+        same_type && self.factor == 1.0 && self.row_stride() == Some(self.cols())
+    }
+
+    fn is_mappable(&self, dtype: DType) -> bool {
+        let aligned = self.tensor.start.is_multiple_of(dtype.size() as u64);
+        self.lies_as_kept(dtype) && aligned && self.tensor.file.is_mappable()
+    }
+
+    /// Bytes it takes in memory, and whether they are mapped ones.
+    pub(super) fn byte_size(&self, dtype: Option<DType>, map: bool) -> (u64, bool) {
+        let dtype = self.dtype(dtype);
+        // Cannot overflow: the elements lie in the file, and a kept one is at most twice a stored one.
+        ((self.rows() * self.cols() * dtype.size()) as u64, map && self.is_mappable(dtype))
+    }
+
+    /// Bytes needed besides the result while it is read.
+    pub(super) fn scratch_size(&self, dtype: Option<DType>) -> u64 {
+        match self.lies_as_kept(self.dtype(dtype)) {
+            true => 0,
+            false => (self.strip_rows() * self.cols() * self.tensor.dtype.size() + 4 * self.cols()) as u64,
+        }
+    }
+
+    fn strip_rows(&self) -> usize {
+        (STRIP / (self.cols() * self.tensor.dtype.size()).max(1)).clamp(1, self.rows().max(1))
+    }
+
+    /// Reads or maps it.
+    pub(super) fn load(&self, dtype: Option<DType>, map: bool) -> Result<Matrix> {
+        let dtype = self.dtype(dtype);
+        let (rows, cols) = (self.rows(), self.cols());
+        let len = rows * cols * dtype.size();
+        if map
+            && self.is_mappable(dtype)
+            && let Some(whole) = self.tensor.file.map()?
+        {
+            return Matrix::new(whole.slice(self.tensor.start as usize, len)?, dtype, rows, cols);
+        }
+        if self.lies_as_kept(dtype) {
+            let mut block = AlignedBytes::zeroed(len)?;
+            self.tensor.file.read_at(self.tensor.start, block.as_mut_slice())?;
+            return Matrix::new(crate::tensor::Storage::owned(block), dtype, rows, cols);
+        }
+        let strip_rows = self.strip_rows();
+        let mut strip = AlignedBytes::zeroed(strip_rows * cols * self.tensor.dtype.size())?;
+        Matrix::build(dtype, rows, cols, |row, out| {
+            let within = row % strip_rows;
+            let held = strip_rows.min(rows - (row - within));
+            if within == 0 {
+                self.read_strip(row, held, strip.as_mut_slice())?;
+            }
+            self.decode_row(within, held, strip.as_slice(), out)?;
+            if self.factor != 1.0 {
+                out.iter_mut().for_each(|w| *w = (f64::from(*w) * self.factor) as f32);
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads `count` rows from `first` on: one after the other if rows lie together, else column after column.
+    fn read_strip(&self, first: usize, count: usize, strip: &mut [u8]) -> Result<()> {
+        let tensor = &self.tensor;
+        let size = tensor.dtype.size();
+        match self.row_stride() {
+            Some(stride) if stride == self.cols() => {
+                tensor.file.read_at(tensor.byte_at(first * stride), &mut strip[..count * stride * size])
+            }
+            Some(stride) => {
+                let rows = strip.chunks_exact_mut((self.cols() * size).max(1)).take(count).enumerate();
+                rows.into_iter().try_for_each(|(i, out)| tensor.file.read_at(tensor.byte_at((first + i) * stride), out))
+            }
+            None => {
+                let columns = strip.chunks_exact_mut(count * size).take(self.cols()).enumerate();
+                columns.into_iter().try_for_each(|(col, out)| {
+                    tensor.file.read_at(tensor.byte_at(first + col * tensor.strides[1]), out)
+                })
+            }
+        }
+    }
+
+    /// One row of a strip of `held` rows, as f32.
+    fn decode_row(&self, row: usize, held: usize, strip: &[u8], out: &mut [f32]) -> Result<()> {
+        let size = self.tensor.dtype.size();
+        let cols = self.cols();
+        if self.row_stride().is_some() {
+            return self.tensor.decode(&strip[row * cols * size..(row + 1) * cols * size], out);
+        }
+        fn gather<T: bytemuck::AnyBitPattern>(
+            strip: &[u8],
+            row: usize,
+            held: usize,
+            out: &mut [f32],
+            to: fn(T) -> f32,
+        ) {
+            let elements: &[T] = bytemuck::cast_slice(&strip[..held * out.len() * size_of::<T>()]);
+            for (out, column) in std::iter::zip(out, elements.chunks_exact(held)) {
+                *out = to(column[row]);
+            }
+        }
+        match &self.tensor.dtype {
+            StoredType::F32 => gather::<f32>(strip, row, held, out, |w| w),
+            StoredType::F64 => gather::<f64>(strip, row, held, out, |w| w as f32),
+            StoredType::F16 => gather::<f16>(strip, row, held, out, f16::to_f32),
+            StoredType::BF16 => gather::<bf16>(strip, row, held, out, bf16::to_f32),
+            StoredType::Other(found, _) => return fail!(Format, "expected floats, found {found}"),
+        }
+        Ok(())
+    }
+}
