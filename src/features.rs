@@ -43,6 +43,16 @@ impl<'a> FeaturesRef<'a> {
         self.values.shape().last().copied().unwrap_or(0)
     }
 
+    /// The value of latent `index` on a token, 0 if it is not listed.
+    pub fn activation(&self, row: usize, index: i32) -> f32 {
+        let Some(slot) = self.indices.row::<i32>(row).iter().position(|&i| i == index) else { return 0.0 };
+        match self.values.dtype() {
+            DType::F16 => self.values.row::<half::f16>(row)[slot].to_f32(),
+            DType::BF16 => self.values.row::<half::bf16>(row)[slot].to_f32(),
+            DType::F32 | DType::I32 => self.values.row::<f32>(row)[slot],
+        }
+    }
+
     /// Refuses tensors that do not fit each other, `rows` tokens, or the model's row state.
     pub fn check(&self, rows: usize, row_state_width: usize) -> Result<()> {
         let width = self.width();

@@ -11,15 +11,18 @@
 //! | which files load and how they are saved | [`formats`] |
 //! | the hot calls: encode, decode, steer | [`session`], [`steering`] |
 //! | how a score is computed, bit for bit, and what runs it | [`backend`] |
-//! | who runs in parallel | [`pool`] |
 //! | how an SAE is trained | [`training`] |
 //!
 //! Imports run one way: capi → session, training → backend, formats → sae, features, tensor → error.
 
+#[allow(unsafe_code)]
+pub mod backend;
 pub mod error;
 pub mod features;
 pub mod formats;
 pub mod sae;
+pub mod session;
+pub mod steering;
 #[allow(unsafe_code)]
 pub mod tensor;
 

@@ -236,6 +236,15 @@ impl<'a> Tensor<'a> {
         unsafe { std::slice::from_raw_parts(self.0.row_ptr(row).cast::<T>(), self.0.row_len()) }
     }
 
+    /// An element of a one-dimensional tensor.
+    pub fn element<T: Element>(&self, i: usize) -> T {
+        assert!(self.0.ndim == 1 && i < self.0.rows(), "element {i} of {:?}", self.0.shape());
+        assert_eq!(self.0.dtype, T::DTYPE, "element type");
+        assert!(self.0.device.is_host(), "{} memory is not read by the CPU", self.0.device);
+        // SAFETY: host memory, aligned and in bounds, as just checked; readable for 'a by the maker's promise.
+        unsafe { *self.0.data.cast::<T>().add(i * self.0.strides[0]) }
+    }
+
     /// Copies a row of floats into `out`, converted (exactly) to f32.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         match self.0.dtype {
@@ -282,6 +291,14 @@ impl<'a> TensorMut<'a> {
         Tensor(self.0, PhantomData)
     }
 
+    /// The same tensor, to read while it is written, by a call that reads each row before it writes it.
+    pub(crate) fn aliased<'b>(&self) -> Tensor<'b>
+    where
+        'a: 'b,
+    {
+        Tensor(self.0, PhantomData)
+    }
+
     /// The same tensor, for a shorter while.
     pub fn reborrow(&mut self) -> TensorMut<'_> {
         TensorMut(self.0, PhantomData)
@@ -314,20 +331,57 @@ impl<'a> TensorMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.0.row_ptr(row).cast::<T>(), self.0.row_len()) }
     }
 
+    /// Writes an element of a one-dimensional tensor.
+    ///
+    /// # Safety
+    /// No two threads may write the same element.
+    pub(crate) unsafe fn shared_set<T: Element>(&self, i: usize, value: T) {
+        assert!(self.0.ndim == 1 && i < self.0.rows(), "element {i} of {:?}", self.0.shape());
+        assert_eq!(self.0.dtype, T::DTYPE, "element type");
+        assert!(self.0.device.is_host(), "{} memory is not written by the CPU", self.0.device);
+        // SAFETY: host memory, aligned and in bounds, as just checked; writable by the maker's promise, exclusive by
+        // the caller's.
+        unsafe { *self.0.data.cast::<T>().add(i * self.0.strides[0]) = value };
+    }
+
+    /// Writes f32 values, rounded to the tensor's type, into a part of a row.
+    ///
+    /// # Safety
+    /// No two threads may hold the same row.
+    pub(crate) unsafe fn shared_write_part(&self, row: usize, start: usize, values: &[f32]) {
+        let part = start..start + values.len();
+        // SAFETY: the caller's promise, handed on.
+        unsafe {
+            match self.0.dtype {
+                DType::F32 => self.shared_row_mut::<f32>(row)[part].copy_from_slice(values),
+                DType::F16 => self.shared_row_mut::<f16>(row)[part].convert_from_f32_slice(values),
+                DType::BF16 => self.shared_row_mut::<bf16>(row)[part].convert_from_f32_slice(values),
+                DType::I32 => unreachable!("floats are written, this tensor is i32"),
+            }
+        }
+    }
+
+    /// Copies a row of another tensor of the same type and row length, bit for bit.
+    ///
+    /// # Safety
+    /// No two threads may hold the same row; the rows must be the same or not overlap.
+    pub(crate) unsafe fn shared_copy_row(&self, row: usize, from: &Tensor<'_>, from_row: usize) {
+        assert_eq!((self.0.dtype, self.0.row_len()), (from.0.dtype, from.0.row_len()));
+        if self.0.row_len() > 0 {
+            let bytes = self.0.row_len() * self.0.dtype.size();
+            // SAFETY: both rows are host memory in bounds; `copy` allows them to be one and the same.
+            unsafe { std::ptr::copy(from.0.row_ptr(from_row), self.0.row_ptr(row), bytes) };
+        }
+    }
+
     /// [`Self::write_row`] for workers that share the tensor and write different rows.
     ///
     /// # Safety
     /// No two threads may hold the same row.
     pub(crate) unsafe fn shared_write_row(&self, row: usize, values: &[f32]) {
+        assert_eq!(values.len(), self.0.row_len());
         // SAFETY: the caller's promise, handed on.
-        unsafe {
-            match self.0.dtype {
-                DType::F32 => self.shared_row_mut::<f32>(row).copy_from_slice(values),
-                DType::F16 => self.shared_row_mut::<f16>(row).convert_from_f32_slice(values),
-                DType::BF16 => self.shared_row_mut::<bf16>(row).convert_from_f32_slice(values),
-                DType::I32 => unreachable!("floats are written, this tensor is i32"),
-            }
-        }
+        unsafe { self.shared_write_part(row, 0, values) };
     }
 }
 

@@ -1,0 +1,513 @@
+//! A session's operations on the processor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Kernels;
+use super::decode::Decoder;
+use super::encode::{Encoded, Encoder, Job, Workers, encode};
+use super::merge::merge_row;
+use super::prepare::{Prepared, normalize_row, output_scale, read_row};
+use super::scratch::{BLOCK, Plan, RowScratch, Scratch, Slots, TILE_ROWS};
+use super::select::Key;
+use super::steer::{EditTable, sum_edits};
+use super::write::{FeatureSink, write_nan};
+use crate::backend::operations::Workspace;
+use crate::backend::{Input, Limits, Operations, Order, Pool, Run, Steering, Wanted};
+use crate::error::Result;
+use crate::features::{FeaturesMut, FeaturesRef};
+use crate::sae::Sae;
+use crate::steering::Edit;
+use crate::tensor::{Tensor, TensorMut};
+
+/// One session's state on the processor.
+pub struct CpuSession {
+    core: Core,
+    edits: EditTable,
+    workspace: Workspace,
+}
+
+/// What does not change during a call.
+struct Core {
+    sae: Arc<Sae>,
+    pool: Pool,
+    kernels: Kernels,
+    plan: Plan,
+    max_tokens: usize,
+    ignored: AtomicU64,
+}
+
+impl CpuSession {
+    /// Reserves everything the calls will need. With `host_workspace` each call brings the working memory itself.
+    pub fn new(sae: Arc<Sae>, limits: Limits, pool: Pool, kernels: Kernels, host_workspace: bool) -> Result<Self> {
+        let plan = Self::plan(&sae, limits);
+        let size = Self::workspace_bytes(&plan, limits, &pool);
+        let core = Core { sae, pool, kernels, plan, max_tokens: limits.max_tokens, ignored: AtomicU64::new(0) };
+        Ok(Self {
+            core,
+            edits: EditTable::new(limits.slots, limits.edits_per_slot),
+            workspace: Workspace::new(size, host_workspace)?,
+        })
+    }
+
+    /// Bytes of working memory, and of everything a session keeps, before it is made.
+    pub fn memory(sae: &Sae, limits: Limits, pool: &Pool) -> (usize, usize) {
+        let workspace = Self::workspace_bytes(&Self::plan(sae, limits), limits, pool);
+        (workspace, limits.slots * (limits.edits_per_slot * size_of::<Edit>() + size_of::<usize>()))
+    }
+
+    fn plan(sae: &Sae, limits: Limits) -> Plan {
+        let spec = sae.spec();
+        Plan { d: spec.d_in.max(spec.d_out), limit: limits.max_width.max(spec.max_active()), width: limits.max_width }
+    }
+
+    fn workspace_bytes(plan: &Plan, limits: Limits, pool: &Pool) -> usize {
+        (4 * limits.max_tokens).next_multiple_of(64) + pool.threads() * plan.bytes()
+    }
+}
+
+impl Core {
+    /// Cuts the working memory up: a list of rows, and the workers' slots.
+    fn cut<'a>(&self, memory: &'a mut [u8]) -> (&'a mut [u32], Slots<'a>) {
+        let (rows, slots) = memory.split_at_mut((4 * self.max_tokens).next_multiple_of(64));
+        (bytemuck::cast_slice_mut(rows), Slots::new(slots, self.plan))
+    }
+
+    fn workers<'a>(&'a self, slots: &'a Slots<'a>) -> Workers<'a> {
+        Workers { kernels: self.kernels, pool: &self.pool, slots }
+    }
+
+    /// Reads and normalises one token.
+    fn prepare(&self, input: &Input<'_>, row: usize, x: &mut [f32], raw: &mut [f32]) -> Prepared {
+        read_row(input, row, raw, x);
+        normalize_row(self.kernels, self.sae.spec(), &self.sae.weights().b_dec, x)
+    }
+
+    /// Activation of one latent from a token's prepared vector, where latents do not compete.
+    fn activation_alone(&self, encoder: &Encoder<'_>, i: usize, x: &[f32], row: &mut [f32]) -> f32 {
+        let w = encoder.w_enc.get(i, 1, &mut row[..x.len()]);
+        let h = encoder.pre_activation(i, self.kernels.dot(x, w));
+        if encoder.is_candidate(i, h) { h } else { 0.0 }
+    }
+
+    fn ignore(&self, count: u64) {
+        if count > 0 {
+            self.ignored.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs `body` for every row, each worker with its own scratch.
+    fn each_row(&self, slots: &Slots<'_>, rows: usize, body: &(dyn Fn(usize, &mut Scratch<'_>) + Sync)) {
+        self.pool.run_ranges(rows, &|slot, range| {
+            // SAFETY: range numbers are given once each.
+            let mut scratch = unsafe { slots.get(slot) };
+            range.for_each(|row| body(row, &mut scratch));
+        });
+    }
+}
+
+impl Operations for CpuSession {
+    fn workspace_size(&self) -> usize {
+        self.workspace.size()
+    }
+
+    fn encode(&mut self, run: Run<'_>, input: Input<'_>, out: FeaturesMut<'_>) -> Result<()> {
+        let core = &self.core;
+        let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
+        let encoder = Encoder::of(&core.sae);
+        let job = Job {
+            encoder,
+            rows: input.x.rows(),
+            limit: encoder.limit(out.width()),
+            order: run.order,
+            prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
+        };
+        let out = FeatureSink::new(out);
+        encode(&core.workers(&slots), &job, &|token, _| {
+            // SAFETY: each row is given to the sink once.
+            unsafe { out.write(token.row, token.keys, token.active, token.prepared) };
+        });
+        Ok(())
+    }
+
+    fn encode_selected(&mut self, run: Run<'_>, input: Input<'_>, ids: Tensor<'_>, out: TensorMut<'_>) -> Result<()> {
+        let core = &self.core;
+        let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
+        let (encoder, decoder) = (Encoder::of(&core.sae), Decoder::of(&core.sae));
+        let ids = ids.row::<i32>(0);
+        core.ignore(ids.iter().filter(|&&id| decoder.local(id).is_none()).count() as u64);
+        let write = |row: usize, column: usize, value: f32| {
+            // SAFETY: each row is worked on by one thread.
+            unsafe { out.shared_write_part(row, column, &[value]) };
+        };
+        if core.sae.spec().architecture.latents_compete() {
+            let job = Job {
+                encoder,
+                rows: input.x.rows(),
+                limit: encoder.limit(usize::MAX),
+                order: Order::Value,
+                prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
+            };
+            encode(&core.workers(&slots), &job, &|token, _| {
+                for (column, &id) in ids.iter().enumerate() {
+                    write(token.row, column, token.activation(id));
+                }
+            });
+        } else {
+            core.each_row(&slots, input.x.rows(), &|row, scratch| {
+                let x = &mut scratch.x[..core.sae.spec().d_in];
+                let prepared = core.prepare(&input, row, x, &mut scratch.row.raw[..x.len()]);
+                for (column, &id) in ids.iter().enumerate() {
+                    let value = match (prepared, decoder.local(id)) {
+                        (Prepared::NotFinite, _) => f32::NAN,
+                        (_, None) => 0.0,
+                        (_, Some(i)) => core.activation_alone(&encoder, i, x, scratch.row.weights),
+                    };
+                    write(row, column, value);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn encode_dense(&mut self, run: Run<'_>, input: Input<'_>, what: Wanted, z: TensorMut<'_>) -> Result<()> {
+        let core = &self.core;
+        let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
+        let encoder = Encoder::of(&core.sae);
+        let rows = input.x.rows();
+        if what == Wanted::Activations && core.sae.spec().architecture.latents_compete() {
+            let job = Job {
+                encoder,
+                rows,
+                limit: encoder.limit(usize::MAX),
+                order: Order::Index,
+                prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
+            };
+            encode(&core.workers(&slots), &job, &|token, _| {
+                let fill = if token.prepared == Prepared::NotFinite { f32::NAN } else { 0.0 };
+                // SAFETY: each row is given to the sink once.
+                unsafe {
+                    for start in (0..encoder.n()).step_by(BLOCK) {
+                        z.shared_write_part(token.row, start, &[fill; BLOCK][..BLOCK.min(encoder.n() - start)]);
+                    }
+                    for key in token.keys {
+                        z.shared_write_part(token.row, key.index() as usize - encoder.first_latent, &[key.value()]);
+                    }
+                }
+            });
+            return Ok(());
+        }
+        core.pool.run_ranges(rows.div_ceil(TILE_ROWS), &|slot, tiles| {
+            // SAFETY: range numbers are given once each.
+            let mut scratch = unsafe { slots.get(slot) };
+            for tile in tiles {
+                let first = tile * TILE_ROWS;
+                core.dense_tile(&encoder, &input, what, first..rows.min(first + TILE_ROWS), &mut scratch, &z);
+            }
+        });
+        Ok(())
+    }
+
+    fn decode(
+        &mut self,
+        run: Run<'_>,
+        features: FeaturesRef<'_>,
+        x: Option<Tensor<'_>>,
+        out: TensorMut<'_>,
+    ) -> Result<()> {
+        let core = &self.core;
+        let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
+        let decoder = Decoder::of(&core.sae);
+        let (d_in, d_out) = (core.sae.spec().d_in, core.sae.spec().d_out);
+        core.each_row(&slots, features.rows(), &|row, scratch| {
+            let RowScratch { sum, weights, raw, values } = &mut scratch.row;
+            let sum = &mut sum[..d_out];
+            if features.counts.element::<i32>(row) < 0 {
+                // SAFETY: each row is worked on by one thread.
+                return unsafe { write_nan(&out, row, sum) };
+            }
+            let values = &mut values[..features.width()];
+            features.values.read_row(row, values);
+            decoder.start(sum);
+            let mut ignored = 0;
+            for (&index, &z) in features.indices.row::<i32>(row).iter().zip(&*values) {
+                if !decoder.add(core.kernels, index, z, weights, sum) {
+                    ignored += u64::from(index != -1);
+                }
+            }
+            core.ignore(ignored);
+            let mut state = [0.0; 2];
+            if let Some(given) = &features.row_state {
+                state[..core.sae.spec().row_state_width()].copy_from_slice(given.row::<f32>(row));
+            }
+            let raw = x.filter(|_| decoder.has_skip()).map(|x| {
+                x.read_row(row, &mut raw[..d_in]);
+                &raw[..d_in]
+            });
+            decoder.finish(core.kernels, state, raw, weights, sum);
+            // SAFETY: each row is worked on by one thread.
+            unsafe { out.shared_write_row(row, sum) };
+        });
+        Ok(())
+    }
+
+    fn reconstruct(
+        &mut self,
+        run: Run<'_>,
+        input: Input<'_>,
+        features: Option<FeaturesMut<'_>>,
+        out: TensorMut<'_>,
+    ) -> Result<()> {
+        let core = &self.core;
+        let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
+        let (encoder, decoder) = (Encoder::of(&core.sae), Decoder::of(&core.sae));
+        let (d_in, d_out) = (core.sae.spec().d_in, core.sae.spec().d_out);
+        let width = features.as_ref().map_or(0, FeaturesMut::width);
+        let features = features.map(FeatureSink::new);
+        let job = Job {
+            encoder,
+            rows: input.x.rows(),
+            limit: encoder.limit(usize::MAX),
+            order: Order::Value,
+            prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
+        };
+        encode(&core.workers(&slots), &job, &|token, scratch| {
+            let RowScratch { sum, weights, raw, .. } = scratch;
+            let sum = &mut sum[..d_out];
+            match token.prepared {
+                Prepared::NotFinite => sum.fill(f32::NAN),
+                Prepared::Ready(state) => {
+                    decoder.start(sum);
+                    for key in &*token.keys {
+                        decoder.add(core.kernels, key.index(), key.value(), weights, sum);
+                    }
+                    let raw = decoder.has_skip().then(|| {
+                        let raw = &mut raw[..d_in];
+                        read_row(&input, token.row, &mut weights[..d_in], raw);
+                        &*raw
+                    });
+                    decoder.finish(core.kernels, state, raw, weights, sum);
+                }
+            }
+            // SAFETY: each row is given to the sink once, and its input was read before.
+            unsafe { out.shared_write_row(token.row, sum) };
+            if let Some(features) = &features {
+                let shown = token.keys.len().min(width);
+                let shown = &mut token.keys[..shown];
+                if run.order == Order::Index {
+                    shown.sort_unstable_by_key(|key| key.by_index());
+                }
+                // SAFETY: each row is given to the sink once.
+                unsafe { features.write(token.row, shown, token.active, token.prepared) };
+            }
+        });
+        Ok(())
+    }
+
+    fn set_edits(&mut self, slot: usize, edits: &[Edit]) -> Result<()> {
+        self.edits.set(slot, edits);
+        Ok(())
+    }
+
+    fn steer(&mut self, run: Run<'_>, input: Input<'_>, steering: Steering<'_>) -> Result<()> {
+        let (core, table) = (&self.core, &self.edits);
+        let (listed, slots) = core.cut(self.workspace.get(run.workspace)?);
+        let compete = core.sae.spec().architecture.latents_compete();
+        let call = Steer {
+            core,
+            table,
+            input: &input,
+            steering: &steering,
+            encoder: Encoder::of(&core.sae),
+            decoder: Decoder::of(&core.sae),
+        };
+        // Rows whose edits need to know which latents won are encoded together; the others need single latents at most.
+        let rows = input.x.rows();
+        let must_encode = |row: usize| {
+            compete
+                && steering.known.is_none()
+                && call.edits(row).is_some_and(|edits| edits.iter().any(Edit::needs_activation))
+        };
+        let mut to_encode = 0;
+        for row in 0..rows {
+            if must_encode(row) {
+                listed[to_encode] = row as u32;
+                to_encode += 1;
+            }
+        }
+        let listed = &listed[..to_encode];
+        core.each_row(&slots, rows, &|row, scratch| {
+            if !must_encode(row) {
+                call.steer_alone(row, scratch);
+            }
+        });
+        let job = Job {
+            encoder: call.encoder,
+            rows: listed.len(),
+            limit: call.encoder.limit(usize::MAX),
+            order: Order::Value,
+            prepare: &|i, x, raw| core.prepare(&input, listed[i] as usize, x, raw),
+        };
+        encode(&core.workers(&slots), &job, &|token, scratch| {
+            let row = listed[token.row] as usize;
+            let edits = call.edits(row).unwrap_or(&[]);
+            match token.prepared {
+                Prepared::NotFinite => call.leave_alone(row),
+                Prepared::Ready(state) => {
+                    call.apply(row, edits, state, scratch, |feature, _| token.activation(feature));
+                }
+            }
+        });
+        let ignored =
+            (0..rows).filter(|&row| matches!(call.slot(row), Some(slot) if slot != -1 && table.get(slot).is_none()));
+        core.ignore(ignored.count() as u64);
+        Ok(())
+    }
+
+    fn merge(&mut self, run: Run<'_>, parts: &[FeaturesRef<'_>], out: FeaturesMut<'_>) -> Result<()> {
+        let core = &self.core;
+        let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
+        let k = core.sae.spec().architecture.k();
+        let limit = out.width().min(k.unwrap_or(usize::MAX));
+        let rows = out.counts.rows();
+        let out = FeatureSink::new(out);
+        core.each_row(&slots, rows, &|row, scratch| {
+            let keys = (limit, &mut scratch.keys[..super::select::capacity(limit)]);
+            // SAFETY: each row is worked on by one thread.
+            unsafe { merge_row(row, parts, k, run.order, keys, &mut scratch.row, &out) };
+        });
+        Ok(())
+    }
+
+    fn ignored_indices(&self) -> u64 {
+        self.core.ignored.load(Ordering::Relaxed)
+    }
+}
+
+impl Encoded<'_> {
+    /// The activation of a latent, 0 if it is not active, NaN if the token is not finite.
+    fn activation(&self, feature: i32) -> f32 {
+        if self.prepared == Prepared::NotFinite {
+            return f32::NAN;
+        }
+        self.keys.iter().find(|key| key.index() == feature).map_or(0.0, |key| Key::value(*key))
+    }
+}
+
+impl Core {
+    /// Dense pre-activations, or activations of latents that do not compete, for a tile of tokens.
+    fn dense_tile(
+        &self,
+        encoder: &Encoder<'_>,
+        input: &Input<'_>,
+        what: Wanted,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Scratch<'_>,
+        z: &TensorMut<'_>,
+    ) {
+        let d = self.sae.spec().d_in;
+        let mut finite = [false; TILE_ROWS];
+        for (i, row) in rows.clone().enumerate() {
+            let x = &mut scratch.x[i * d..(i + 1) * d];
+            finite[i] = self.prepare(input, row, x, &mut scratch.row.raw[..d]) != Prepared::NotFinite;
+            if !finite[i] {
+                x.fill(0.0);
+            }
+        }
+        for first in (0..encoder.n()).step_by(BLOCK) {
+            let count = BLOCK.min(encoder.n() - first);
+            let weights = encoder.w_enc.get(first, count, scratch.weights);
+            let scores = &mut scratch.scores[..rows.len() * count];
+            self.kernels.scores(&scratch.x[..rows.len() * d], weights, d, scores);
+            for (i, scores) in scores.chunks_exact_mut(count).enumerate() {
+                for (c, score) in scores.iter_mut().enumerate() {
+                    let h = encoder.pre_activation(first + c, *score);
+                    *score = match what {
+                        _ if !finite[i] => f32::NAN,
+                        Wanted::PreActivations => h,
+                        Wanted::Activations if encoder.is_candidate(first + c, h) => h,
+                        Wanted::Activations => 0.0,
+                    };
+                }
+                // SAFETY: each row is worked on by one thread.
+                unsafe { z.shared_write_part(rows.start + i, first, scores) };
+            }
+        }
+    }
+}
+
+/// One steering call.
+struct Steer<'a> {
+    core: &'a Core,
+    table: &'a EditTable,
+    input: &'a Input<'a>,
+    steering: &'a Steering<'a>,
+    encoder: Encoder<'a>,
+    decoder: Decoder<'a>,
+}
+
+impl Steer<'_> {
+    /// The slot a row asks for.
+    fn slot(&self, row: usize) -> Option<i32> {
+        self.steering.row_slot.map(|slots| slots.element::<i32>(row))
+    }
+
+    /// A row's edits, if it is to be steered at all.
+    fn edits(&self, row: usize) -> Option<&[Edit]> {
+        self.table.get(self.slot(row).unwrap_or(0)).filter(|edits| !edits.is_empty())
+    }
+
+    /// Steers a row from what is known of it, or from single latents.
+    fn steer_alone(&self, row: usize, scratch: &mut Scratch<'_>) {
+        let Some(edits) = self.edits(row) else { return self.leave_alone(row) };
+        if let Some(known) = &self.steering.known {
+            if known.counts.element::<i32>(row) < 0 {
+                return self.leave_alone(row);
+            }
+            let mut state = [0.0; 2];
+            if let Some(given) = &known.row_state {
+                let given = given.row::<f32>(row);
+                state[..given.len()].copy_from_slice(given);
+            }
+            return self.apply(row, edits, state, &mut scratch.row, |feature, _| known.activation(row, feature));
+        }
+        let d = self.core.sae.spec().d_in;
+        let x = &mut scratch.x[..d];
+        match self.core.prepare(self.input, row, x, &mut scratch.row.raw[..d]) {
+            Prepared::NotFinite => self.leave_alone(row),
+            Prepared::Ready(state) => self.apply(row, edits, state, &mut scratch.row, |feature, weights| {
+                let latent = self.decoder.local(feature);
+                latent.map_or(0.0, |i| self.core.activation_alone(&self.encoder, i, x, weights))
+            }),
+        }
+    }
+
+    fn apply(
+        &self,
+        row: usize,
+        edits: &[Edit],
+        state: [f32; 2],
+        scratch: &mut RowScratch<'_>,
+        activation: impl FnMut(i32, &mut [f32]) -> f32,
+    ) {
+        let spec = self.core.sae.spec();
+        if !sum_edits(self.core.kernels, &self.decoder, edits, scratch, spec.d_out, activation) {
+            return self.leave_alone(row);
+        }
+        let RowScratch { sum, raw, .. } = scratch;
+        let (delta, y) = (&mut sum[..spec.d_out], &mut raw[..spec.d_out]);
+        self.steering.y.read_row(row, y);
+        let scale = output_scale(spec, state);
+        delta.iter_mut().zip(&*y).for_each(|(delta, y)| *delta = delta.mul_add(scale, *y));
+        // SAFETY: each row is worked on by one thread, which has read all it needs of it.
+        unsafe { self.steering.out.shared_write_row(row, delta) };
+    }
+
+    /// The row keeps its bits.
+    fn leave_alone(&self, row: usize) {
+        if !self.steering.out.as_ref().same_as(&self.steering.y) {
+            // SAFETY: each row is worked on by one thread; the session checked that y and out do not overlap.
+            unsafe { self.steering.out.shared_copy_row(row, &self.steering.y, row) };
+        }
+    }
+}

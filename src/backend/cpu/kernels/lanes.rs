@@ -1,0 +1,150 @@
+//! The algorithms, once, over any representation of 16 f32 lanes.
+
+/// How many partial sums a dot product keeps. 16 fill one AVX-512 register, two of AVX2, four of NEON, half a warp.
+pub(super) const LANES: usize = 16;
+
+/// Sixteen f32 numbers in registers.
+///
+/// # Safety
+/// Methods may use instructions that the machine must have: call them only from functions compiled for them.
+pub(super) unsafe trait Lanes: Copy {
+    unsafe fn zero() -> Self;
+    unsafe fn splat(value: f32) -> Self;
+    /// Reads 16 values; `from` need not be aligned.
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// `self · by + plus`, rounded once.
+    unsafe fn fma(self, by: Self, plus: Self) -> Self;
+    /// The sum of the lanes, folded by halves: see [`fold`].
+    unsafe fn sum(self) -> f32;
+}
+
+/// Adds lanes l and l + w for w = 8, 4, 2, 1.
+#[inline(always)]
+pub(super) fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The last, incomplete 16 of a vector, filled up with +0.
+#[inline(always)]
+unsafe fn load_tail<L: Lanes>(from: *const f32, count: usize) -> L {
+    let mut padded = [0.0f32; LANES];
+    // SAFETY: the caller's vector has `count` < 16 values here.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count);
+        L::load(padded.as_ptr())
+    }
+}
+
+/// Canonical dot product.
+///
+/// # Safety
+/// The machine must have `L`'s instructions; the slices must be equally long.
+#[inline(always)]
+pub(super) unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    let mut out = [0.0];
+    // SAFETY: one row each, of equal length.
+    unsafe { tile::<L, 1, 1>(a.as_ptr(), b.as_ptr(), a.len(), &mut out, 1) };
+    out[0]
+}
+
+/// `R` rows of x against `C` rows of w: as many sums in registers as loads can feed.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const C: usize>(
+    x: *const f32,
+    w: *const f32,
+    d: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    // SAFETY: the caller has R rows of x and C rows of w, d values each; reads stay below d.
+    unsafe {
+        let mut sums = [[L::zero(); C]; R];
+        let whole = d - d % LANES;
+        let mut j = 0;
+        while j < whole {
+            let mut w_lanes = [L::zero(); C];
+            for (c, lanes) in w_lanes.iter_mut().enumerate() {
+                *lanes = L::load(w.add(c * d + j));
+            }
+            for (r, row) in sums.iter_mut().enumerate() {
+                let x_lanes = L::load(x.add(r * d + j));
+                for c in 0..C {
+                    row[c] = x_lanes.fma(w_lanes[c], row[c]);
+                }
+            }
+            j += LANES;
+        }
+        if whole < d {
+            for (r, row) in sums.iter_mut().enumerate() {
+                let x_lanes: L = load_tail(x.add(r * d + whole), d - whole);
+                for (c, sum) in row.iter_mut().enumerate() {
+                    *sum = x_lanes.fma(load_tail(w.add(c * d + whole), d - whole), *sum);
+                }
+            }
+        }
+        for (r, row) in sums.iter().enumerate() {
+            for (c, sum) in row.iter().enumerate() {
+                out[r * out_stride + c] = sum.sum();
+            }
+        }
+    }
+}
+
+/// All pairs of rows; see [`Kernels::scores`](super::Kernels::scores). `R` × `C` is the register tile.
+///
+/// # Safety
+/// The machine must have `L`'s instructions; the shapes must fit.
+#[inline(always)]
+pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(x: &[f32], w: &[f32], d: usize, out: &mut [f32]) {
+    let (rows, cols) = (x.len() / d, w.len() / d);
+    let mut c = 0;
+    while c < cols {
+        let wide = c + C <= cols;
+        let mut r = 0;
+        while r < rows {
+            let out = &mut out[r * cols + c..];
+            // SAFETY: R (or 1) rows from r and C (or 1) rows from c are within the slices.
+            unsafe {
+                let (x, w) = (x.as_ptr().add(r * d), w.as_ptr().add(c * d));
+                match (r + R <= rows, wide) {
+                    (true, true) => tile::<L, R, C>(x, w, d, out, cols),
+                    (true, false) => tile::<L, R, 1>(x, w, d, out, cols),
+                    (false, true) => tile::<L, 1, C>(x, w, d, out, cols),
+                    (false, false) => tile::<L, 1, 1>(x, w, d, out, cols),
+                }
+            }
+            r += if r + R <= rows { R } else { 1 };
+        }
+        c += if wide { C } else { 1 };
+    }
+}
+
+/// `y = fma(a, x, y)`, element by element.
+///
+/// # Safety
+/// The machine must have `L`'s instructions; the slices must be equally long.
+#[inline(always)]
+pub(super) unsafe fn axpy<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
+    let whole = x.len() - x.len() % LANES;
+    // SAFETY: reads and writes stay below the common length.
+    unsafe {
+        let factor = L::splat(a);
+        let mut j = 0;
+        while j < whole {
+            let sum = factor.fma(L::load(x.as_ptr().add(j)), L::load(y.as_ptr().add(j)));
+            sum.store(y.as_mut_ptr().add(j));
+            j += LANES;
+        }
+    }
+    for (x, y) in x[whole..].iter().zip(&mut y[whole..]) {
+        *y = a.mul_add(*x, *y);
+    }
+}

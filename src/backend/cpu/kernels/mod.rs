@@ -1,0 +1,81 @@
+//! The few loops everything else is made of, once over 16 lanes and compiled for each instruction set.
+//!
+//! Every set gives the same bits: a lane is always one fused multiply-add after another, so wider registers only
+//! change how many lanes go at once. The scalar one is the oracle.
+
+mod lanes;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::sync::OnceLock;
+
+/// The loops of one instruction set; cheap to copy.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    /// `scalar`, `avx2`, `avx512`.
+    pub name: &'static str,
+    dot: unsafe fn(&[f32], &[f32]) -> f32,
+    scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    axpy: unsafe fn(f32, &[f32], &mut [f32]),
+}
+
+impl Kernels {
+    /// The fastest set this machine runs, found once. `SAE_KERNELS=scalar|avx2|avx512` in the environment forces a
+    /// lesser one, for tests and comparisons.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Kernels> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let all = Self::all_supported();
+            let wished = std::env::var("SAE_KERNELS").ok();
+            let forced = all.iter().find(|k| Some(k.name) == wished.as_deref());
+            *forced.unwrap_or_else(|| all.last().expect("the scalar set always runs"))
+        })
+    }
+
+    /// Every set this machine runs, slowest (the oracle) first.
+    pub fn all_supported() -> Vec<Self> {
+        #[allow(unused_mut)]
+        let mut all = vec![scalar::KERNELS];
+        #[cfg(target_arch = "x86_64")]
+        all.extend(x86::supported());
+        all
+    }
+
+    /// The canonical dot product of two slices of equal length.
+    pub fn dot(self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        // SAFETY: a set is only handed out where the machine runs it; lengths are equal.
+        unsafe { (self.dot)(a, b) }
+    }
+
+    /// The canonical sum.
+    pub fn sum(self, a: &[f32]) -> f32 {
+        // Sixteen ones at a time keep this free of memory of its own; the remainder is padded as in `dot`.
+        let mut lanes = [0.0f32; 16];
+        for chunk in a.chunks(16) {
+            for (lane, value) in lanes.iter_mut().zip(chunk) {
+                *lane += value;
+            }
+        }
+        lanes::fold(lanes)
+    }
+
+    /// `out[r, c] = dot(x[r], w[c])` for `x [rows, d]`, `w [cols, d]`, `out [rows, cols]`, all dense.
+    pub fn scores(self, x: &[f32], w: &[f32], d: usize, out: &mut [f32]) {
+        assert!(d > 0 && x.len().is_multiple_of(d) && w.len().is_multiple_of(d));
+        assert_eq!(out.len(), (x.len() / d) * (w.len() / d));
+        // SAFETY: a set is only handed out where the machine runs it; the shapes fit, as just checked.
+        unsafe { (self.scores)(x, w, d, out) }
+    }
+
+    /// `y[j] = fma(a, x[j], y[j])`.
+    pub fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: a set is only handed out where the machine runs it; lengths are equal.
+        unsafe { (self.axpy)(a, x, y) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Every instruction set against the definition, bit for bit.
+
+use proptest::prelude::*;
+
+use super::Kernels;
+
+/// The definition of the canonical dot product, written as the documentation says it.
+fn by_definition(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    for j in 0..a.len().next_multiple_of(16) {
+        let at = |v: &[f32]| v.get(j).copied().unwrap_or(0.0);
+        lanes[j % 16] = at(a).mul_add(at(b), lanes[j % 16]);
+    }
+    for w in [8, 4, 2, 1] {
+        for l in 0..w {
+            lanes[l] += lanes[l + w];
+        }
+    }
+    lanes[0]
+}
+
+/// Same bits, where every NaN counts as the same: their payloads are not specified.
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+}
+
+/// Numbers that hurt: cancellation, denormals, signed zeros, infinities, NaN.
+fn awkward() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        8 => -2.0f32..2.0,
+        1 => prop::sample::select(vec![
+            0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1e-38, 3e38, -3e38, 1e20, -1e20, f32::INFINITY, f32::NEG_INFINITY, f32::NAN,
+        ]),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn scores_are_the_definition(
+        d in 1usize..70, rows in 1usize..10, cols in 1usize..16, seed in prop::collection::vec(awkward(), 97),
+    ) {
+        let x: Vec<f32> = (0..rows * d).map(|i| seed[i * 31 % 97]).collect();
+        let w: Vec<f32> = (0..cols * d).map(|i| seed[(i * 17 + 5) % 97]).collect();
+        for kernels in Kernels::all_supported() {
+            let mut out = vec![0.0; rows * cols];
+            kernels.scores(&x, &w, d, &mut out);
+            for (i, &found) in out.iter().enumerate() {
+                let (a, b) = (&x[i / cols * d..][..d], &w[i % cols * d..][..d]);
+                let expected = by_definition(a, b);
+                prop_assert!(same(found, expected), "{}: {found:?} is not {expected:?}", kernels.name);
+                prop_assert!(same(kernels.dot(a, b), expected));
+            }
+        }
+    }
+
+    #[test]
+    fn sums_and_axpy_are_the_definition(x in prop::collection::vec(awkward(), 0..70), a in awkward()) {
+        let ones = vec![1.0; x.len()];
+        let y: Vec<f32> = x.iter().rev().copied().collect();
+        for kernels in Kernels::all_supported() {
+            prop_assert!(same(kernels.sum(&x), by_definition(&x, &ones)), "{}", kernels.name);
+            let mut found = y.clone();
+            kernels.axpy(a, &x, &mut found);
+            for j in 0..x.len() {
+                prop_assert!(same(found[j], a.mul_add(x[j], y[j])), "{} at {j}", kernels.name);
+            }
+        }
+    }
+}

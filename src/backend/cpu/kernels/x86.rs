@@ -1,0 +1,143 @@
+//! AVX2 with FMA, and AVX-512.
+
+use std::arch::x86_64::{
+    __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+use super::Kernels;
+use super::lanes::{self, Lanes};
+
+/// The sets this machine runs, slowest first.
+pub(super) fn supported() -> impl Iterator<Item = Kernels> {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+    [avx2.then_some(AVX2), avx512.then_some(AVX512)].into_iter().flatten()
+}
+
+/// Compiles the algorithms for an instruction set and lists them.
+macro_rules! kernels {
+    ($name:ident, $label:literal, $features:literal, $lanes:ty, $rows:literal, $cols:literal) => {
+        const $name: Kernels = {
+            #[target_feature(enable = $features)]
+            unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { lanes::dot::<$lanes>(a, b) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn scores(x: &[f32], w: &[f32], d: usize, out: &mut [f32]) {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { lanes::scores::<$lanes, $rows, $cols>(x, w, d, out) };
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { lanes::axpy::<$lanes>(a, x, y) };
+            }
+            Kernels { name: $label, dot, scores, axpy }
+        };
+    };
+}
+
+kernels!(AVX2, "avx2", "avx2,fma", Avx2, 2, 3);
+kernels!(AVX512, "avx512", "avx512f,avx512dq,avx2,fma", Avx512, 4, 6);
+
+#[derive(Clone, Copy)]
+struct Avx2(__m256, __m256);
+
+/// Folds 8 lanes by 4, 2, 1.
+#[inline(always)]
+unsafe fn sum8(v: __m256) -> f32 {
+    // SAFETY: the caller is compiled for AVX2.
+    unsafe {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
+    }
+}
+
+// SAFETY: only used by functions compiled for AVX2 and FMA.
+unsafe impl Lanes for Avx2 {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: as the impl says.
+        unsafe { Self(_mm256_setzero_ps(), _mm256_setzero_ps()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as the impl says.
+        unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as the impl says; the caller has 16 readable values.
+        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as the impl says; the caller has 16 writable values.
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(8), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, by: Self, plus: Self) -> Self {
+        // SAFETY: as the impl says.
+        unsafe { Self(_mm256_fmadd_ps(self.0, by.0, plus.0), _mm256_fmadd_ps(self.1, by.1, plus.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as the impl says.
+        unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Avx512(__m512);
+
+// SAFETY: only used by functions compiled for AVX-512 F and DQ.
+unsafe impl Lanes for Avx512 {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: as the impl says.
+        unsafe { Self(_mm512_setzero_ps()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as the impl says.
+        unsafe { Self(_mm512_set1_ps(value)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as the impl says; the caller has 16 readable values.
+        unsafe { Self(_mm512_loadu_ps(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as the impl says; the caller has 16 writable values.
+        unsafe { _mm512_storeu_ps(to, self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, by: Self, plus: Self) -> Self {
+        // SAFETY: as the impl says.
+        unsafe { Self(_mm512_fmadd_ps(self.0, by.0, plus.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as the impl says.
+        unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0))) }
+    }
+}

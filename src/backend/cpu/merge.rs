@@ -1,0 +1,53 @@
+//! Features of latent shards, merged into those of the whole.
+
+use super::prepare::Prepared;
+use super::scratch::RowScratch;
+use super::select::{Kept, Key, Largest};
+use super::write::FeatureSink;
+use crate::backend::Order;
+use crate::features::FeaturesRef;
+
+/// Merges one token's features from all shards.
+///
+/// # Safety
+/// No two threads may write the same row of `out`.
+pub(crate) unsafe fn merge_row(
+    row: usize,
+    parts: &[FeaturesRef<'_>],
+    k: Option<usize>,
+    order: Order,
+    (limit, keys): (usize, &mut [Key]),
+    scratch: &mut RowScratch<'_>,
+    out: &FeatureSink<'_>,
+) {
+    let mut kept = Kept::default();
+    let mut largest = Largest::new(keys, &mut kept, limit);
+    let (mut active, mut finite) = (0usize, true);
+    for part in parts {
+        let count = part.counts.element::<i32>(row);
+        finite &= count >= 0;
+        active += count.max(0) as usize;
+        let values = &mut scratch.values[..part.width()];
+        part.values.read_row(row, values);
+        for (&index, &value) in part.indices.row::<i32>(row).iter().zip(&*values) {
+            if index >= 0 {
+                largest.push(Key::new(value, index));
+            }
+        }
+    }
+    let keys = largest.finish();
+    match order {
+        Order::Value => keys.sort_unstable_by(|a, b| b.cmp(a)),
+        Order::Index => keys.sort_unstable_by_key(|key| key.by_index()),
+    }
+    // Every shard saw the same token, so the first one's statistics are everyone's.
+    let mut state = [0.0; 2];
+    if let Some(first) = parts.first().and_then(|part| part.row_state) {
+        let from = first.row::<f32>(row);
+        state[..from.len()].copy_from_slice(from);
+    }
+    let prepared = if finite { Prepared::Ready(state) } else { Prepared::NotFinite };
+    let keys = if finite { &*keys } else { &[] };
+    // SAFETY: the caller's promise.
+    unsafe { out.write(row, keys, k.map_or(active, |k| active.min(k)), prepared) };
+}

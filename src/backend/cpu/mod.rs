@@ -1,0 +1,15 @@
+//! The operations on the processor.
+
+mod decode;
+mod encode;
+mod inference;
+pub mod kernels;
+mod merge;
+mod prepare;
+mod scratch;
+mod select;
+mod steer;
+mod write;
+
+pub use inference::CpuSession;
+pub use kernels::Kernels;

@@ -1,0 +1,89 @@
+//! From the host's activations to what the encoder sees: sum, finiteness, normalisation, b_dec.
+
+use half::{bf16, f16};
+
+use super::Kernels;
+use crate::backend::Input;
+use crate::sae::{Normalization, Spec};
+use crate::tensor::DType;
+
+/// What became of one token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Prepared {
+    /// Not finite: no features.
+    NotFinite,
+    /// Ready, with what decoding needs: mean and σ, or the factor; zeros where nothing is needed.
+    Ready([f32; 2]),
+}
+
+/// Reads `x` (+ addend) of a token as f32.
+pub(crate) fn read_row(input: &Input<'_>, row: usize, scratch: &mut [f32], out: &mut [f32]) {
+    input.x.read_row(row, out);
+    let Some(addend) = &input.addend else { return };
+    addend.read_row(row, scratch);
+    for (x, a) in out.iter_mut().zip(scratch) {
+        *x += *a;
+    }
+    if input.round_sum {
+        match input.x.dtype() {
+            DType::F16 => out.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            DType::BF16 => out.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            DType::F32 | DType::I32 => {}
+        }
+    }
+}
+
+/// Normalises a token in place, as the spec says, and subtracts b_dec.
+pub(crate) fn normalize_row(kernels: Kernels, spec: &Spec, b_dec: &[f32], x: &mut [f32]) -> Prepared {
+    if !all_finite(x) {
+        return Prepared::NotFinite;
+    }
+    let state = match spec.normalization {
+        Normalization::None => [0.0; 2],
+        Normalization::LayerNorm => {
+            let mean = kernels.sum(x) / x.len() as f32;
+            x.iter_mut().for_each(|v| *v -= mean);
+            let deviation = (kernels.dot(x, x) / (x.len() as f32 - 1.0)).sqrt();
+            let divisor = deviation + 1e-5;
+            x.iter_mut().for_each(|v| *v /= divisor);
+            [mean, deviation]
+        }
+        Normalization::ConstantNorm => {
+            let factor = (x.len() as f32).sqrt() / kernels.dot(x, x).sqrt();
+            x.iter_mut().for_each(|v| *v *= factor);
+            [factor, 0.0]
+        }
+    };
+    if state.iter().any(|s| !s.is_finite()) {
+        return Prepared::NotFinite;
+    }
+    if spec.subtract_b_dec {
+        x.iter_mut().zip(b_dec).for_each(|(v, b)| *v -= b);
+    }
+    Prepared::Ready(state)
+}
+
+fn all_finite(x: &[f32]) -> bool {
+    // Zero times a finite number is 0, times anything else NaN: no branch inside the loop.
+    x.iter().map(|v| v * 0.0).sum::<f32>() == 0.0
+}
+
+/// By what a change in the decoder's space is multiplied to become a change of the activation.
+pub(crate) fn output_scale(spec: &Spec, state: [f32; 2]) -> f32 {
+    match spec.normalization {
+        _ if !spec.denormalize_output => 1.0,
+        Normalization::None => 1.0,
+        Normalization::LayerNorm => state[1],
+        Normalization::ConstantNorm => 1.0 / state[0],
+    }
+}
+
+/// Undoes the normalisation of a reconstruction.
+pub(crate) fn denormalize_row(spec: &Spec, state: [f32; 2], x_hat: &mut [f32]) {
+    match spec.normalization {
+        _ if !spec.denormalize_output => {}
+        Normalization::None => {}
+        Normalization::LayerNorm => x_hat.iter_mut().for_each(|v| *v = v.mul_add(state[1], state[0])),
+        Normalization::ConstantNorm => x_hat.iter_mut().for_each(|v| *v /= state[0]),
+    }
+}

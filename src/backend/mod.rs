@@ -1,0 +1,36 @@
+//! Where the numbers are made: the same operations on every device, behind [`Operations`].
+//!
+//! # The canonical score
+//!
+//! In the EXACT mode every backend, instruction set, thread count and batch split gives the same bits, because each
+//! number is defined down to the order of its sums. All arithmetic is IEEE 754 binary32, round to nearest even.
+//!
+//! **Dot product** of `a` and `b` of length d: 16 lanes start at +0; lane l takes `lane = fma(a[j], b[j], lane)` for j = l,
+//! l + 16, l + 32 … in ascending order, where positions from d up to the next multiple of 16 hold +0 in both vectors; then
+//! lanes fold by `lane[l] += lane[l + w]` for w = 8, 4, 2, 1. The **sum** of `a` is its dot product with ones.
+//!
+//! **Input** of a token: `x` converted to f32, plus the converted addend if there is one (rounded to x's type if asked).
+//! If any element is not finite, the row has no features and its count is −1. Normalisation (see
+//! [`Normalization`](crate::sae::Normalization)) takes, for `layer_norm`, `μ = sum(x) / d`, `c = x − μ`, `σ = √(dot(c, c) /
+//! (d − 1))`, `x' = c / (σ + 1e-5)`; for `constant_norm`, `s = √d / √dot(x, x)`, `x' = x · s`. A row whose statistics are not
+//! finite counts as not finite. Then `x″ = x' − b_dec` if the SAE subtracts it.
+//!
+//! **Pre-activation** of latent i: `h = dot(W_enc[i], x″) + b_enc[i]`, times `‖W_dec[i]‖` (summed in f64, rounded once to f32)
+//! if the SAE rescales by it. Weights are taken as they are kept: bf16 weights are exact bf16 numbers. A pre-activation that is
+//! not finite ranks last: it is never active.
+//!
+//! **Selection**: a latent is a candidate if `h > 0` (and `h > threshold[i]` for JumpReLU). TopK keeps the k largest
+//! candidates. Order is by value descending, ties by the lower index.
+//!
+//! **Decoding**: `x̂` starts as b_dec; for each slot in order, `x̂ = fma(z, W_dec[i], x̂)`, where z is divided by `‖W_dec[i]‖`
+//! first if the SAE rescales; then `x̂ · σ + μ` as one fma, or `x̂ / s`; then the skip path adds `dot(W_skip[r], x)` to element r.
+//!
+//! **Steering**: `Δ` starts at +0; for each edit in order, `Δ = fma(δ, W_dec[i], Δ)` with δ divided by `‖W_dec[i]‖` if the SAE
+//! rescales; then `out = fma(Δ, scale, y)` with the row's scale: σ, 1/s, or 1. Rows whose every δ is 0 keep their bits.
+
+pub mod cpu;
+mod operations;
+mod pool;
+
+pub use operations::{Input, Limits, Operations, Order, Run, Steering, Wanted};
+pub use pool::{ParallelFor, Pool};

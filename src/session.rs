@@ -1,0 +1,394 @@
+//! One stream of work over one SAE: the hot calls. Every argument is checked here, before anything is written; the
+//! backend behind it then cannot fail for the caller's mistakes.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sae::backend::Run;
+//! use sae::features::Features;
+//! use sae::sae::{Architecture, Matrix, Sae, Spec, Weights};
+//! use sae::session::{Session, SessionOptions};
+//! use sae::tensor::Tensor;
+//!
+//! let identity = Matrix::from_f32(&[1.0, 0.0, 0.0, 1.0], 2, 2)?;
+//! let weights = Weights {
+//!     w_enc: identity.clone(), b_enc: vec![0.0; 2], w_dec: identity, b_dec: vec![0.0; 2], threshold: None, w_skip: None,
+//! };
+//! let sae = Arc::new(Sae::new(Spec::new(Architecture::TopK { k: 1 }, 2, 2), weights)?);
+//! let mut session = Session::new(sae, SessionOptions::default())?;
+//!
+//! let x = [0.5, 2.0, -1.0, -3.0]; // two tokens
+//! let mut features = Features::new(2, 1, 0);
+//! session.encode(Run::default(), Tensor::new(&x, &[2, 2])?.into(), features.view_mut())?;
+//! assert_eq!(features.row(0).collect::<Vec<_>>(), [(1, 2.0)]);
+//! assert_eq!(features.counts, [1, 0]);
+//! # Ok::<(), sae::Error>(())
+//! ```
+//!
+//! Shapes: `x`, `addend` `[T, d_in]`; `x_hat`, `y`, `out` `[T, d_out]`; T from 0 to the session's `max_tokens`; f32, f16 or
+//! bf16. Memory is reserved when the session is made; the calls allocate nothing.
+
+use std::sync::Arc;
+
+use crate::backend::cpu::{CpuSession, Kernels};
+use crate::backend::{Input, Limits, Operations, Pool, Run, Steering, Wanted};
+use crate::error::{Result, fail};
+use crate::features::{FeaturesMut, FeaturesRef, check_tensor};
+use crate::sae::Sae;
+use crate::steering::{Edit, check_edits};
+use crate::tensor::{DType, Tensor, TensorMut};
+
+/// What a session is made for.
+#[derive(Clone)]
+pub struct SessionOptions {
+    /// The most tokens per call.
+    pub max_tokens: usize,
+    /// The most slots per token in features; 0 means k for TopK, else the lesser of 1024 and the number of latents.
+    pub max_width: usize,
+    /// How many lists of edits there can be.
+    pub slots: usize,
+    /// How many edits a list can have.
+    pub edits_per_slot: usize,
+    /// Who computes.
+    pub pool: Pool,
+    /// The host brings the working memory with every call ([`Run::workspace`]).
+    pub host_workspace: bool,
+    /// Instruction set; `None` chooses the best.
+    pub kernels: Option<Kernels>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: 512,
+            max_width: 0,
+            slots: 1,
+            edits_per_slot: 16,
+            pool: Pool::serial(),
+            host_workspace: false,
+            kernels: None,
+        }
+    }
+}
+
+/// Memory a session needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionMemory {
+    /// Working memory: the session's, or brought by the host with each call; 64-byte aligned.
+    pub workspace: usize,
+    /// Kept by the session besides.
+    pub kept: usize,
+}
+
+/// One stream of work over one SAE. A session is used by one thread at a time; sessions are independent of each other.
+pub struct Session {
+    sae: Arc<Sae>,
+    limits: Limits,
+    operations: Box<dyn Operations>,
+}
+
+/// A caller's arguments of [`Session::steer`] beyond the activations themselves.
+#[derive(Clone, Copy, Default)]
+pub struct Steer<'a> {
+    /// `[T]` i32: each row's slot, −1 to leave it alone; absent: slot 0 for all.
+    pub row_slot: Option<Tensor<'a>>,
+    /// Features of these rows, if they are already encoded.
+    pub known: Option<FeaturesRef<'a>>,
+    /// What is edited, if not x: a transcoder's output site.
+    pub y: Option<Tensor<'a>>,
+}
+
+impl Session {
+    /// Reserves everything the calls will need.
+    pub fn new(sae: Arc<Sae>, options: SessionOptions) -> Result<Self> {
+        let limits = limits(&sae, &options)?;
+        let kernels = options.kernels.unwrap_or_else(Kernels::best);
+        let session = CpuSession::new(Arc::clone(&sae), limits, options.pool, kernels, options.host_workspace)?;
+        Ok(Self { sae, limits, operations: Box::new(session) })
+    }
+
+    /// What [`Self::new`] would reserve.
+    pub fn memory(sae: &Sae, options: &SessionOptions) -> Result<SessionMemory> {
+        let (workspace, kept) = CpuSession::memory(sae, limits(sae, options)?, &options.pool);
+        Ok(SessionMemory { workspace, kept })
+    }
+
+    /// The SAE it works with.
+    pub fn sae(&self) -> &Arc<Sae> {
+        &self.sae
+    }
+
+    /// What it was made for.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Bytes of working memory that every call needs.
+    pub fn workspace_size(&self) -> usize {
+        self.operations.workspace_size()
+    }
+
+    /// Sparse features of each token.
+    pub fn encode(&mut self, run: Run<'_>, input: Input<'_>, out: FeaturesMut<'_>) -> Result<()> {
+        self.check_input(&input)?;
+        self.check_features("out", &out.as_ref(), input.x.rows())?;
+        disjoint(out.as_ref().tensors(), inputs(&input), None)?;
+        self.operations.encode(run, input, out)
+    }
+
+    /// Activations of chosen latents: `ids` `[m]` i32 of global indices, `out` `[T, m]`. For TopK a latent that is not
+    /// among the k largest has activation 0. Rows that are not finite become NaN; ids out of range count as 0.
+    pub fn encode_selected(
+        &mut self,
+        run: Run<'_>,
+        input: Input<'_>,
+        ids: Tensor<'_>,
+        out: TensorMut<'_>,
+    ) -> Result<()> {
+        self.check_input(&input)?;
+        let m = ids.rows();
+        check_tensor("ids", &ids, &[m], |t| t == DType::I32, "i32")?;
+        self.check_vectors("out", &out.as_ref(), input.x.rows(), m)?;
+        check_host("ids", &ids)?;
+        disjoint([("out", out.as_ref())], inputs(&input).chain([("ids", ids)]), None)?;
+        self.operations.encode_selected(run, input, ids, out)
+    }
+
+    /// All activations or pre-activations, `z` `[T, n_latents]`. Rows that are not finite become NaN.
+    pub fn encode_dense(&mut self, run: Run<'_>, input: Input<'_>, what: Wanted, z: TensorMut<'_>) -> Result<()> {
+        self.check_input(&input)?;
+        self.check_vectors("z", &z.as_ref(), input.x.rows(), self.sae.spec().n_latents)?;
+        disjoint([("z", z.as_ref())], inputs(&input), None)?;
+        self.operations.encode_dense(run, input, what, z)
+    }
+
+    /// Activation vectors from features. `x` is the raw input, which models with a skip path need and others ignore.
+    pub fn decode(
+        &mut self,
+        run: Run<'_>,
+        features: FeaturesRef<'_>,
+        x: Option<Tensor<'_>>,
+        out: TensorMut<'_>,
+    ) -> Result<()> {
+        let spec = self.sae.spec();
+        let rows = features.rows();
+        self.check_features("features", &features, rows)?;
+        self.check_vectors("x_hat", &out.as_ref(), rows, spec.d_out)?;
+        let x = if self.sae.weights().w_skip.is_some() { x } else { None };
+        match &x {
+            Some(x) => self.check_vectors("x", x, rows, spec.d_in)?,
+            None if self.sae.weights().w_skip.is_some() => {
+                return fail!(InvalidArgument, "x: this model has a skip path, whose raw input is needed");
+            }
+            None => {}
+        }
+        let read = features.tensors().chain(x.map(|x| ("x", x)));
+        disjoint([("x_hat", out.as_ref())], read, Some(("x_hat", "x")))?;
+        self.operations.decode(run, features, x, out)
+    }
+
+    /// Encode and decode at once, from all active latents in the order of their values; `features` gets as many as fit.
+    pub fn reconstruct(
+        &mut self,
+        run: Run<'_>,
+        input: Input<'_>,
+        features: Option<FeaturesMut<'_>>,
+        out: TensorMut<'_>,
+    ) -> Result<()> {
+        self.check_input(&input)?;
+        self.check_vectors("x_hat", &out.as_ref(), input.x.rows(), self.sae.spec().d_out)?;
+        if let Some(features) = &features {
+            self.check_features("out", &features.as_ref(), input.x.rows())?;
+        }
+        let features_ref = features.as_ref().map(FeaturesMut::as_ref);
+        let written = features_ref.iter().flat_map(FeaturesRef::tensors).chain([("x_hat", out.as_ref())]);
+        disjoint(written, inputs(&input), Some(("x_hat", "x")))?;
+        self.operations.reconstruct(run, input, features, out)
+    }
+
+    /// Replaces the list of edits in a slot; an empty one steers nothing.
+    pub fn set_edits(&mut self, slot: usize, edits: &[Edit]) -> Result<()> {
+        let spec = self.sae.spec();
+        if slot >= self.limits.slots {
+            return fail!(InvalidArgument, "slot: {slot} is not one of the session's {}", self.limits.slots);
+        }
+        if edits.len() > self.limits.edits_per_slot {
+            let (found, most) = (edits.len(), self.limits.edits_per_slot);
+            return fail!(InvalidArgument, "n_edits: {found}, but the session was made for {most} per slot");
+        }
+        check_edits(edits, spec.first_latent..spec.first_latent + spec.n_latents)?;
+        self.operations.set_edits(slot, edits)
+    }
+
+    /// Changes activations by their slots' edits: `out = y + change`. Rows left alone keep their bits.
+    pub fn steer(&mut self, run: Run<'_>, input: Input<'_>, steer: Steer<'_>, out: TensorMut<'_>) -> Result<()> {
+        self.check_input(&input)?;
+        let spec = self.sae.spec();
+        let rows = input.x.rows();
+        if steer.y.is_none() && spec.d_in != spec.d_out {
+            return fail!(
+                InvalidArgument,
+                "y: this model reads vectors of {} and writes vectors of {}, so what is edited cannot be x",
+                spec.d_in,
+                spec.d_out
+            );
+        }
+        let y = steer.y.unwrap_or(input.x);
+        self.check_vectors("y", &y, rows, spec.d_out)?;
+        self.check_vectors("out", &out.as_ref(), rows, spec.d_out)?;
+        if y.dtype() != out.dtype() {
+            return fail!(InvalidTensor, "out: expected {} like y, found {}", y.dtype(), out.dtype());
+        }
+        if let Some(row_slot) = &steer.row_slot {
+            check_tensor("row_slot", row_slot, &[rows], |t| t == DType::I32, "i32")?;
+            check_host("row_slot", row_slot)?;
+        }
+        if let Some(known) = &steer.known {
+            self.check_features("known", known, rows)?;
+        }
+        let known = steer.known.iter().flat_map(FeaturesRef::tensors);
+        let read = inputs(&input).chain(steer.row_slot.map(|t| ("row_slot", t))).chain(known);
+        disjoint([("out", out.as_ref())], read, Some(("out", "x")))?;
+        disjoint([("out", out.as_ref())], [("y", y)], Some(("out", "y")))?;
+        let steering = Steering { row_slot: steer.row_slot, known: steer.known, y, out };
+        self.operations.steer(run, input, steering)
+    }
+
+    /// [`Self::steer`] of `x` itself.
+    pub fn steer_in_place(&mut self, run: Run<'_>, x: TensorMut<'_>, row_slot: Option<Tensor<'_>>) -> Result<()> {
+        let mut x = x;
+        let out = x.reborrow();
+        // The same memory is read and written row by row; see `Operations::steer`.
+        let input = Input::from(out.aliased());
+        self.steer(run, input, Steer { row_slot, ..Steer::default() }, out)
+    }
+
+    /// Features of latent shards (of a model like this one, under global indices) into those of the whole.
+    pub fn merge(&mut self, run: Run<'_>, parts: &[FeaturesRef<'_>], out: FeaturesMut<'_>) -> Result<()> {
+        let rows = out.as_ref().rows();
+        if parts.is_empty() {
+            return fail!(InvalidArgument, "parts: at least one shard's features are needed");
+        }
+        self.check_features("out", &out.as_ref(), rows)?;
+        for (i, part) in parts.iter().enumerate() {
+            self.check_features("part", part, rows).map_err(|e| e.at(format_args!("parts[{i}]")))?;
+        }
+        disjoint(out.as_ref().tensors(), parts.iter().flat_map(FeaturesRef::tensors), None)?;
+        self.operations.merge(run, parts, out)
+    }
+
+    /// Indices and slots out of range that calls took for −1 since the session was made.
+    pub fn ignored_indices(&self) -> u64 {
+        self.operations.ignored_indices()
+    }
+
+    fn check_input(&self, input: &Input<'_>) -> Result<()> {
+        let rows = input.x.rows();
+        self.check_vectors("x", &input.x, rows, self.sae.spec().d_in)?;
+        match &input.addend {
+            Some(addend) => self.check_vectors("addend", addend, rows, self.sae.spec().d_in),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks `[rows, d]` floats in memory the device can reach.
+    fn check_vectors(&self, name: &str, tensor: &Tensor<'_>, rows: usize, d: usize) -> Result<()> {
+        check_tensor(name, tensor, &[rows, d], DType::is_float, "f32, f16 or bf16")?;
+        check_host(name, tensor)?;
+        if rows > self.limits.max_tokens {
+            return fail!(
+                InvalidArgument,
+                "{name}: {rows} tokens, but the session was made for at most {} per call",
+                self.limits.max_tokens
+            );
+        }
+        Ok(())
+    }
+
+    fn check_features(&self, name: &str, features: &FeaturesRef<'_>, rows: usize) -> Result<()> {
+        let check = || {
+            features.check(rows, self.sae.spec().row_state_width())?;
+            features.tensors().try_for_each(|(name, tensor)| check_host(name, &tensor))?;
+            if rows > self.limits.max_tokens {
+                let most = self.limits.max_tokens;
+                return fail!(InvalidArgument, "{rows} tokens, but the session was made for at most {most} per call");
+            }
+            if features.width() > self.limits.max_width {
+                let (width, most) = (features.width(), self.limits.max_width);
+                return fail!(InvalidArgument, "width {width}, but the session was made for at most {most}");
+            }
+            Ok(())
+        };
+        check().map_err(|e| e.at(name))
+    }
+}
+
+fn limits(sae: &Sae, options: &SessionOptions) -> Result<Limits> {
+    let spec = sae.spec();
+    let max_width = match options.max_width {
+        0 => spec.architecture.k().unwrap_or(1024).min(spec.n_latents),
+        width => width,
+    };
+    for (name, value) in [
+        ("max_tokens", options.max_tokens),
+        ("max_width", max_width),
+        ("slots", options.slots),
+        ("edits_per_slot", options.edits_per_slot),
+    ] {
+        // Far above any use, far below where sizes could overflow.
+        if value > 1 << 28 {
+            return fail!(InvalidArgument, "{name}: {value} is more than {}", 1 << 28);
+        }
+    }
+    if options.max_tokens == 0 {
+        return fail!(InvalidArgument, "max_tokens: must be at least 1");
+    }
+    if options.slots.saturating_mul(options.edits_per_slot) > 1 << 28 {
+        let (slots, edits) = (options.slots, options.edits_per_slot);
+        return fail!(InvalidArgument, "slots: {slots} of {edits} edits are too many");
+    }
+    Ok(Limits {
+        max_tokens: options.max_tokens,
+        max_width,
+        slots: options.slots,
+        edits_per_slot: options.edits_per_slot,
+    })
+}
+
+fn inputs<'a>(input: &Input<'a>) -> impl Iterator<Item = (&'static str, Tensor<'a>)> + use<'a> {
+    [("x", Some(input.x)), ("addend", input.addend)].into_iter().filter_map(|(name, tensor)| Some((name, tensor?)))
+}
+
+fn check_host(name: &str, tensor: &Tensor<'_>) -> Result<()> {
+    if !tensor.device().is_host() {
+        return fail!(InvalidTensor, "{name}: is on {}, but the model is on cpu", tensor.device());
+    }
+    Ok(())
+}
+
+/// Refuses written tensors that share memory with each other or with read ones, except the named pair if it is exactly
+/// the same tensor.
+fn disjoint<'a>(
+    written: impl IntoIterator<Item = (&'static str, Tensor<'a>)>,
+    read: impl IntoIterator<Item = (&'static str, Tensor<'a>)>,
+    in_place: Option<(&str, &str)>,
+) -> Result<()> {
+    // At most 5 tensors are written (x_hat and features); no memory is allocated for the comparison.
+    let mut outputs: [Option<(&str, Tensor<'_>)>; 5] = [None; 5];
+    for (i, (name, tensor)) in written.into_iter().enumerate() {
+        for (other_name, other) in outputs.iter().flatten() {
+            if tensor.overlaps(other) {
+                return fail!(InvalidTensor, "{name} and {other_name} overlap, but both are written");
+            }
+        }
+        outputs[i] = Some((name, tensor));
+    }
+    for (read_name, read) in read {
+        for (name, tensor) in outputs.iter().flatten() {
+            let same = in_place == Some((*name, read_name)) && tensor.same_as(&read);
+            if tensor.overlaps(&read) && !same {
+                return fail!(InvalidTensor, "{name} overlaps {read_name}, which is read while {name} is written");
+            }
+        }
+    }
+    Ok(())
+}
