@@ -25,5 +25,6 @@ pub mod session;
 pub mod steering;
 #[allow(unsafe_code)]
 pub mod tensor;
+pub mod training;
 
 pub use error::{Error, Result, Status};

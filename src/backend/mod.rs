@@ -31,6 +31,7 @@
 pub mod cpu;
 mod operations;
 mod pool;
+pub mod training;
 
 pub use operations::{Input, Limits, Operations, Order, Run, Steering, Wanted};
 pub use pool::{ParallelFor, Pool};

@@ -23,13 +23,22 @@ pub(crate) enum Rows<'a> {
         /// Length of a row.
         d: usize,
     },
+    /// Some rows of such numbers.
+    Picked {
+        /// The numbers.
+        values: &'a [f32],
+        /// Length of a row.
+        d: usize,
+        /// Which rows.
+        ids: &'a [u32],
+    },
 }
 
 impl<'a> Rows<'a> {
     pub(crate) fn d(self) -> usize {
         match self {
             Self::Matrix(m) => m.cols(),
-            Self::F32 { d, .. } => d,
+            Self::F32 { d, .. } | Self::Picked { d, .. } => d,
         }
     }
 
@@ -38,6 +47,13 @@ impl<'a> Rows<'a> {
         match self {
             Self::Matrix(m) => m.rows_f32(first, count, scratch),
             Self::F32 { values, d } => &values[first * d..(first + count) * d],
+            Self::Picked { values, d, ids } => {
+                let out = &mut scratch[..count * d];
+                for (row, &id) in out.chunks_exact_mut(d).zip(&ids[first..first + count]) {
+                    row.copy_from_slice(&values[id as usize * d..(id as usize + 1) * d]);
+                }
+                out
+            }
         }
     }
 }

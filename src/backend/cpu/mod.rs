@@ -9,6 +9,7 @@ mod prepare;
 mod scratch;
 mod select;
 mod steer;
+pub mod training;
 mod write;
 
 pub use inference::CpuSession;

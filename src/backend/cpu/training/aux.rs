@@ -1,0 +1,77 @@
+//! AuxK: dead latents learn to explain what the others leave over.
+
+use super::backward::{self, LatentLists};
+use super::forward::{Reconstruction, squared_deviation};
+use super::state::State;
+use crate::backend::cpu::encode::{Encoder, Rows, Workers};
+use crate::backend::training::{LossParameters, TrainingShape};
+use crate::error::Result;
+
+/// Rows handled at once, so that memory does not grow with the batch.
+pub(super) const ROWS: usize = 512;
+
+/// Memory for AuxK.
+pub(super) struct Aux {
+    k: usize,
+    rows: usize,
+    fit: Reconstruction,
+    /// Dead latents, ascending.
+    dead: Vec<u32>,
+    /// Their b_enc.
+    b_enc: Vec<f32>,
+}
+
+impl Aux {
+    pub(super) fn new(shape: &TrainingShape, rows: usize) -> Result<Self> {
+        let n = shape.n_latents;
+        let fit = Reconstruction::new(rows, shape.d, shape.k_aux)?;
+        Ok(Self { k: shape.k_aux, rows, fit, dead: Vec::with_capacity(n), b_enc: Vec::with_capacity(n) })
+    }
+
+    /// Adds AuxK's gradients; `errors` `[T, d]` is what the main codes left of the inputs. Gives the loss.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn add(
+        &mut self,
+        workers: &Workers<'_>,
+        state: &mut State,
+        lists: &mut LatentLists,
+        inputs: &[f32],
+        errors: &[f32],
+        loss: &LossParameters,
+        dead: usize,
+    ) -> f64 {
+        let State { weights, gradient, unfired, .. } = state;
+        let d = weights.b_dec.len();
+        if dead == 0 {
+            return 0.0;
+        }
+        let deviation = squared_deviation(workers.pool, errors, d);
+        if deviation == 0.0 {
+            return 0.0;
+        }
+        let is_dead = |&i: &usize| unfired[i] >= loss.dead_after_tokens;
+        self.dead.clear();
+        self.dead.extend((0..unfired.len()).filter(is_dead).map(|i| i as u32));
+        self.b_enc.clear();
+        self.b_enc.extend(self.dead.iter().map(|&i| weights.b_enc[i as usize]));
+        let encoder = Encoder {
+            w_enc: Rows::Picked { values: &weights.w_enc, d, ids: &self.dead },
+            b_enc: &self.b_enc,
+            scale: None,
+            threshold: None,
+            k: Some(self.k),
+            first_latent: 0,
+        };
+        // Gradients are sums over tokens that the step divides by their number; the loss is a ratio, free of it.
+        let tokens = (inputs.len() / d) as f64;
+        let pull = 2.0 * loss.aux_coefficient * tokens / deviation;
+        let mut squares = 0.0;
+        for (inputs, errors) in inputs.chunks(self.rows * d).zip(errors.chunks(self.rows * d)) {
+            self.fit.fit(workers, encoder, Some(&self.dead), inputs, errors, &weights.w_dec, pull);
+            squares += self.fit.squared_error();
+            lists.group(self.fit.codes());
+            backward::add(workers.kernels, workers.pool, lists, &self.fit, inputs, pull, gradient);
+        }
+        loss.aux_coefficient * squares / deviation
+    }
+}

@@ -1,0 +1,88 @@
+//! Gradients of the weights, latent by latent: the tokens where a latent is active are brought together, and its rows are
+//! summed over them in the tokens' order.
+
+use super::blocks::{blocks, for_each};
+use super::forward::{Codes, Reconstruction, add_column_sums};
+use super::state::Parameters;
+use crate::backend::Pool;
+use crate::backend::cpu::Kernels;
+
+/// Latents whose gradients one body sums.
+const LATENTS: usize = 16;
+
+/// For each latent the slots of codes that it fills, in the order of tokens.
+pub(super) struct LatentLists {
+    /// `[n + 1]`: where each latent's slots start.
+    starts: Vec<u32>,
+    /// Positions in the codes' `[rows, width]`.
+    slots: Vec<u32>,
+}
+
+impl LatentLists {
+    pub(super) fn new(n_latents: usize, entries: usize) -> Self {
+        Self { starts: vec![0; n_latents + 1], slots: vec![0; entries] }
+    }
+
+    /// Sorts the slots of codes by latent, by counting.
+    pub(super) fn group(&mut self, codes: &Codes) {
+        let indices = &codes.indices[..codes.rows * codes.width];
+        self.starts.fill(0);
+        for &latent in indices.iter().filter(|&&latent| latent >= 0) {
+            self.starts[latent as usize] += 1;
+        }
+        // Each start becomes its latent's end, and moves down to the start as slots are filled in from behind.
+        let mut end = 0;
+        for start in &mut self.starts {
+            end += *start;
+            *start = end;
+        }
+        for (slot, &latent) in indices.iter().enumerate().rev() {
+            if latent >= 0 {
+                let start = &mut self.starts[latent as usize];
+                *start -= 1;
+                self.slots[*start as usize] = slot as u32;
+            }
+        }
+    }
+
+    fn of(&self, latent: usize) -> &[u32] {
+        &self.slots[self.starts[latent] as usize..self.starts[latent + 1] as usize]
+    }
+}
+
+/// Adds the gradients of `pull / 2 · Σ leftover²` by W_enc, b_enc and W_dec.
+pub(super) fn add(
+    kernels: Kernels,
+    pool: &Pool,
+    lists: &LatentLists,
+    fit: &Reconstruction,
+    inputs: &[f32],
+    pull: f64,
+    gradient: &mut Parameters,
+) {
+    let Codes { width, values, pulls, .. } = fit.codes();
+    let (leftover, d, pull) = (fit.leftover(), gradient.b_dec.len(), pull as f32);
+    let parts = (
+        blocks(&mut gradient.w_enc, LATENTS * d),
+        blocks(&mut gradient.w_dec, LATENTS * d),
+        blocks(&mut gradient.b_enc, LATENTS),
+    );
+    for_each(pool, parts, |block, (w_enc, w_dec, b_enc)| {
+        let rows = w_enc.chunks_exact_mut(d).zip(w_dec.chunks_exact_mut(d)).zip(b_enc);
+        for (i, ((w_enc, w_dec), b_enc)) in rows.enumerate() {
+            for &slot in lists.of(block * LATENTS + i) {
+                let slot = slot as usize;
+                let token = slot / width * d..(slot / width + 1) * d;
+                kernels.axpy(-pull * values[slot], &leftover[token.clone()], w_dec);
+                kernels.axpy(pulls[slot], &inputs[token], w_enc);
+                *b_enc += pulls[slot];
+            }
+        }
+    });
+}
+
+/// Adds the gradient by b_dec as far as it comes through decoding.
+pub(super) fn add_bias(pool: &Pool, fit: &Reconstruction, pull: f64, b_dec: &mut [f32]) {
+    let d = b_dec.len();
+    add_column_sums(pool, fit.leftover(), d, -pull, b_dec);
+}

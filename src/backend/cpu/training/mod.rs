@@ -1,0 +1,181 @@
+//! A training run on the processor: sparse throughout, nothing of size [T, n] exists.
+//!
+//! Rows of a batch and rows of weights are the two ways work is cut, in blocks of fixed size; every sum has one order, so
+//! that the number of threads does not show in the results.
+
+mod aux;
+mod backward;
+mod blocks;
+mod forward;
+mod optimizer;
+mod state;
+
+use forward::{Batch, Reconstruction};
+use state::State;
+
+use super::Kernels;
+use super::encode::{Encoder, Rows, Workers};
+use super::scratch::{Plan, Slots};
+use crate::backend::Pool;
+use crate::backend::training::{
+    BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
+};
+use crate::error::{Error, Result, Status, fail};
+use crate::sae::{Architecture, Spec};
+use crate::tensor::AlignedBytes;
+
+/// One run: its numbers, and memory for a batch of the largest size.
+pub struct CpuTraining {
+    shape: TrainingShape,
+    spec: Spec,
+    kernels: Kernels,
+    pool: Pool,
+    state: State,
+    batch: Batch,
+    main: Reconstruction,
+    aux: Option<aux::Aux>,
+    lists: backward::LatentLists,
+    plan: Plan,
+    workers: AlignedBytes,
+}
+
+impl CpuTraining {
+    /// A run with all numbers zero.
+    pub fn new(shape: TrainingShape, pool: Pool) -> Result<Self> {
+        let TrainingShape { d, n_latents, k, k_aux, max_tokens, .. } = shape;
+        let aux_rows = aux::ROWS.min(max_tokens);
+        let entries = max_tokens.saturating_mul(k).max(aux_rows.saturating_mul(k_aux));
+        if entries > u32::MAX as usize {
+            return fail!(
+                InvalidArgument,
+                "max_batch_tokens {max_tokens} times k {k} (or {aux_rows} times k_aux {k_aux}) must be below 2^32"
+            );
+        }
+        let mut spec = Spec::new(Architecture::TopK { k }, d, n_latents);
+        spec.normalization = shape.normalization;
+        let plan = Plan { d, limit: k.max(k_aux), width: 0 };
+        Ok(Self {
+            kernels: Kernels::best(),
+            state: State::zeroed(&shape)?,
+            batch: Batch::new(max_tokens, d)?,
+            main: Reconstruction::new(max_tokens, d, k)?,
+            aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows)).transpose()?,
+            lists: backward::LatentLists::new(n_latents, entries),
+            workers: AlignedBytes::zeroed(plan.bytes().saturating_mul(pool.threads()))?,
+            plan,
+            pool,
+            spec,
+            shape,
+        })
+    }
+
+    fn check_length(&self, parameter: Parameter, found: usize) -> Result<()> {
+        let wanted = self.state.weights.get(parameter).len();
+        if wanted != found {
+            return fail!(Internal, "{} has {wanted} numbers, not {found}", parameter.name());
+        }
+        Ok(())
+    }
+}
+
+impl Training for CpuTraining {
+    fn accumulate(&mut self, rows: &TrainingRows<'_>, loss: &LossParameters) -> Result<BatchSums> {
+        let Self { shape, state, batch, main, kernels, pool, .. } = self;
+        let mut sums = batch.gather(*kernels, pool, rows, &self.spec, &state.weights.b_dec);
+        if sums.tokens == 0 {
+            sums.dead = state.unfired.iter().filter(|&&t| t >= loss.dead_after_tokens).count();
+            return Ok(sums);
+        }
+        let d = shape.d;
+        let inputs = &batch.inputs[..sums.tokens * d];
+        let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
+        let workers = Workers { kernels: *kernels, pool, slots: &slots };
+        let encoder = Encoder {
+            w_enc: Rows::F32 { values: &state.weights.w_enc, d },
+            b_enc: &state.weights.b_enc,
+            scale: None,
+            threshold: None,
+            k: Some(shape.k),
+            first_latent: 0,
+        };
+
+        let pull = 2.0 / (d as f64 * loss.normalizer);
+        main.fit(&workers, encoder, None, inputs, inputs, &state.weights.w_dec, pull);
+        sums.squared_error = main.squared_error();
+        sums.squared_deviation = forward::squared_deviation(pool, inputs, d);
+        sums.active = main.active();
+        main.mark_fired(&mut state.unfired, loss.fired);
+        sums.dead = state.unfired.iter().filter(|&&t| t >= loss.dead_after_tokens).count();
+
+        self.lists.group(main.codes());
+        backward::add(*kernels, pool, &self.lists, main, inputs, pull, &mut state.gradient);
+        backward::add_bias(pool, main, pull, &mut state.gradient.b_dec);
+        if let Some(aux) = &mut self.aux {
+            sums.aux_loss = aux.add(&workers, state, &mut self.lists, inputs, main.leftover(), loss, sums.dead);
+        }
+        Ok(sums)
+    }
+
+    fn apply(&mut self, step: &StepParameters) -> Result<f64> {
+        Ok(optimizer::apply(self.kernels, &self.pool, &mut self.state, self.shape.d, step))
+    }
+
+    fn mean_reconstruction_norm(&mut self, rows: &[f32]) -> Result<f64> {
+        let d = self.shape.d;
+        let weights = &self.state.weights;
+        let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
+        let workers = Workers { kernels: self.kernels, pool: &self.pool, slots: &slots };
+        let encoder = Encoder {
+            w_enc: Rows::F32 { values: &weights.w_enc, d },
+            b_enc: &weights.b_enc,
+            scale: None,
+            threshold: None,
+            k: Some(self.shape.k),
+            first_latent: 0,
+        };
+        // What is left of zero is the reconstruction, negated.
+        let zeros = vec![0.0; rows.len()];
+        self.main.fit(&workers, encoder, None, rows, &zeros, &weights.w_dec, 0.0);
+        Ok(self.main.mean_error_norm())
+    }
+
+    fn read(&self, role: Role, parameter: Parameter, out: &mut [f32]) -> Result<()> {
+        self.check_length(parameter, out.len())?;
+        let from = match role {
+            Role::Weight => &self.state.weights,
+            Role::FirstMoment => &self.state.first_moment,
+            Role::SecondMoment => &self.state.second_moment,
+            Role::Ema => self.state.ema.as_ref().ok_or_else(no_ema)?,
+            Role::Gradient => &self.state.gradient,
+        };
+        out.copy_from_slice(from.get(parameter));
+        Ok(())
+    }
+
+    fn write(&mut self, role: Role, parameter: Parameter, values: &[f32]) -> Result<()> {
+        self.check_length(parameter, values.len())?;
+        let to = match role {
+            Role::Weight => &mut self.state.weights,
+            Role::FirstMoment => &mut self.state.first_moment,
+            Role::SecondMoment => &mut self.state.second_moment,
+            Role::Ema => self.state.ema.as_mut().ok_or_else(no_ema)?,
+            Role::Gradient => &mut self.state.gradient,
+        };
+        to.get_mut(parameter).copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read_unfired(&self, out: &mut [u64]) -> Result<()> {
+        out.copy_from_slice(&self.state.unfired);
+        Ok(())
+    }
+
+    fn write_unfired(&mut self, tokens: &[u64]) -> Result<()> {
+        self.state.unfired.copy_from_slice(tokens);
+        Ok(())
+    }
+}
+
+fn no_ema() -> Error {
+    Error::new(Status::BadState, "this run keeps no moving average of the weights (no_ema)")
+}

@@ -1,0 +1,171 @@
+//! What every backend does for a trainer. The trainer keeps the policy: options, schedule, statistics, files; the backend
+//! keeps the numbers, wherever it likes, and is asked for them only to save or export.
+
+use super::Input;
+use crate::error::Result;
+use crate::sae::Normalization;
+use crate::tensor::Tensor;
+
+/// The sizes of a run; a backend's memory follows from them.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingShape {
+    /// Width of the activations.
+    pub d: usize,
+    /// Number of latents.
+    pub n_latents: usize,
+    /// Latents kept per token.
+    pub k: usize,
+    /// Dead latents used per token by AuxK; 0 without AuxK.
+    pub k_aux: usize,
+    /// Tokens per batch.
+    pub max_tokens: usize,
+    /// Whether a moving average of the weights is kept.
+    pub ema: bool,
+    /// What is done to activations first.
+    pub normalization: Normalization,
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// `[n, d]`.
+    WEnc,
+    /// `[n]`.
+    BEnc,
+    /// `[n, d]`.
+    WDec,
+    /// `[d]`.
+    BDec,
+}
+
+impl Parameter {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::WEnc, Self::BEnc, Self::WDec, Self::BDec];
+
+    /// Its name in the field.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WEnc => "W_enc",
+            Self::BEnc => "b_enc",
+            Self::WDec => "W_dec",
+            Self::BDec => "b_dec",
+        }
+    }
+
+    /// Its dimensions.
+    pub fn dims(self, n_latents: usize, d: usize) -> Vec<usize> {
+        match self {
+            Self::WEnc | Self::WDec => vec![n_latents, d],
+            Self::BEnc => vec![n_latents],
+            Self::BDec => vec![d],
+        }
+    }
+}
+
+/// What is kept of each parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The parameter itself.
+    Weight,
+    /// Adam's moving average of the gradient.
+    FirstMoment,
+    /// Adam's moving average of the squared gradient.
+    SecondMoment,
+    /// The moving average of the weights, from zero and not bias-corrected; only if the shape has one.
+    Ema,
+    /// The gradients of accumulated batches: sums over tokens of each token's share. b_dec's is still without what comes
+    /// through the encoder's input.
+    Gradient,
+}
+
+/// The activations of a batch.
+#[derive(Clone, Copy)]
+pub struct TrainingRows<'a> {
+    /// `[T, d]`.
+    pub input: Input<'a>,
+    /// `[T]` i32: rows with 0 are left out.
+    pub mask: Option<Tensor<'a>>,
+}
+
+/// The constants of the losses.
+#[derive(Clone, Copy, Debug)]
+pub struct LossParameters {
+    /// By what the mean squared error is divided.
+    pub normalizer: f64,
+    /// AuxK's coefficient.
+    pub aux_coefficient: f64,
+    /// A latent has fired when its activation exceeds this.
+    pub fired: f32,
+    /// Tokens without firing after which a latent is dead.
+    pub dead_after_tokens: u64,
+}
+
+/// What a batch came to: sums over its tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BatchSums {
+    /// Tokens trained on.
+    pub tokens: usize,
+    /// Tokens left out by the mask.
+    pub tokens_masked: usize,
+    /// Tokens left out because they, or their squares' sum, were not finite.
+    pub tokens_not_finite: usize,
+    /// `Σ (x̂ − x)²`.
+    pub squared_error: f64,
+    /// `Σ (x − mean_rows(x))²`.
+    pub squared_deviation: f64,
+    /// `α · Σ (ê − e)² / Σ (e − mean_rows(e))²`, or 0.
+    pub aux_loss: f64,
+    /// Active latents.
+    pub active: u64,
+    /// Latents that are dead now.
+    pub dead: usize,
+}
+
+/// The constants of an optimizer step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepParameters {
+    /// Tokens whose gradients were summed; the mean over them is applied.
+    pub tokens: u64,
+    /// Number of this step, from 1.
+    pub step: u64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Adam's β₁.
+    pub beta1: f64,
+    /// Adam's β₂.
+    pub beta2: f64,
+    /// Adam's ε.
+    pub epsilon: f64,
+    /// Global norm to clip to; 0: no clipping.
+    pub clip_norm: f64,
+    /// Decay of the moving average.
+    pub ema_decay: f64,
+}
+
+/// The numbers of one run on one device. Results do not depend on how many threads share the work.
+pub trait Training: Send {
+    /// Forward, losses and backward of a batch whose shapes are checked; its gradients are added to what is there. Also
+    /// counts how long each latent has not fired: 0 if it fired in the batch, else the batch's tokens more.
+    fn accumulate(&mut self, rows: &TrainingRows<'_>, loss: &LossParameters) -> Result<BatchSums>;
+
+    /// One optimizer step by the summed gradients, which are zero afterwards; gives their global norm. In order: the part of
+    /// the decoder's gradient parallel to its rows is removed; (where gradients come from several devices, their mean is
+    /// taken here); clipping; moving average; Adam; decoder rows to unit norm. A norm that is not finite is given back
+    /// with the weights left alone.
+    fn apply(&mut self, step: &StepParameters) -> Result<f64>;
+
+    /// Mean over `rows` `[R, d]`, already centred, of `‖Σ z_i W_dec[i]‖`; R is at most the shape's tokens.
+    fn mean_reconstruction_norm(&mut self, rows: &[f32]) -> Result<f64>;
+
+    /// Copies a tensor of the run out.
+    fn read(&self, role: Role, parameter: Parameter, out: &mut [f32]) -> Result<()>;
+
+    /// Replaces a tensor of the run.
+    fn write(&mut self, role: Role, parameter: Parameter, values: &[f32]) -> Result<()>;
+
+    /// Copies out, for each latent, the tokens since it last fired.
+    fn read_unfired(&self, out: &mut [u64]) -> Result<()>;
+
+    /// Replaces them.
+    fn write_unfired(&mut self, tokens: &[u64]) -> Result<()>;
+}

@@ -1,0 +1,208 @@
+//! How a run starts: what a first sample tells, and random weights.
+
+use std::sync::Mutex;
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use crate::backend::Pool;
+use crate::error::{Result, fail};
+use crate::sae::Normalization;
+use crate::tensor::Tensor;
+
+/// The most rows of a sample that are used.
+const SAMPLE_ROWS: usize = 32_768;
+/// Random unit vectors whose reconstructions scale the encoder.
+pub(super) const PROBES: usize = 256;
+/// Rows that one body of the median sums.
+const ROWS: usize = 256;
+/// Where the search for the median ends: steps, and the movement relative to the mean distance.
+const MEDIAN_STEPS: usize = 100;
+const MEDIAN_TOLERANCE: f64 = 1e-6;
+
+/// The usable rows of a first sample, normalised.
+pub(super) struct Sample {
+    d: usize,
+    rows: Vec<f32>,
+}
+
+impl Sample {
+    /// Reads a sample `[S, d]`: rows that are not finite are left out, and of too many, some at even distances are taken.
+    pub(super) fn read(sample: &Tensor<'_>, normalization: Normalization) -> Result<Self> {
+        let (found, d) = (sample.rows(), sample.shape()[1]);
+        let count = found.min(SAMPLE_ROWS);
+        let mut rows = Vec::with_capacity(count * d);
+        let mut x = vec![0.0; d];
+        for i in 0..count {
+            sample.read_row(i * found / count, &mut x);
+            if normalize(&mut x, normalization) {
+                rows.extend_from_slice(&x);
+            }
+        }
+        let usable = rows.len() / d;
+        if usable < 2 {
+            return fail!(
+                InvalidTensor,
+                "sample: at least 2 rows of finite numbers are needed, found {usable} among {found}"
+            );
+        }
+        Ok(Self { d, rows })
+    }
+
+    /// `mean((x − mean_rows(x))²)`, by which the squared error is divided.
+    pub(super) fn variance(&self) -> Result<f64> {
+        let mut mean = vec![0.0f64; self.d];
+        for row in self.rows.chunks_exact(self.d) {
+            add(&mut mean, row, 1.0);
+        }
+        let count = (self.rows.len() / self.d) as f64;
+        mean.iter_mut().for_each(|m| *m /= count);
+        let squares = self.rows.chunks_exact(self.d).map(|row| squared_distance(row, &mean));
+        let variance = squares.sum::<f64>() / self.rows.len() as f64;
+        if !(variance > 0.0 && variance.is_finite()) {
+            return fail!(InvalidTensor, "sample: its rows do not vary, or too much: their variance is {variance}");
+        }
+        Ok(variance)
+    }
+
+    /// The point with the least sum of distances to the rows (Weiszfeld's algorithm): a centre that a few huge tokens do
+    /// not move.
+    pub(super) fn geometric_median(&self, pool: &Pool) -> Vec<f32> {
+        let (mut median, _, _) = self.weighted_sums(pool, None);
+        let count = (self.rows.len() / self.d) as f64;
+        median.iter_mut().for_each(|m| *m /= count);
+        for _ in 0..MEDIAN_STEPS {
+            let (mut next, weight, distance) = self.weighted_sums(pool, Some(&median));
+            next.iter_mut().for_each(|m| *m /= weight);
+            let moved = next.iter().zip(&median).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+            median = next;
+            if moved <= MEDIAN_TOLERANCE * distance / count {
+                break;
+            }
+        }
+        median.iter().map(|&m| m as f32).collect()
+    }
+
+    /// Sum of the rows, each divided by its distance from `centre` if there is one; sum of those weights; sum of distances.
+    /// Blocks of rows are summed apart and then in order, so threads do not show.
+    fn weighted_sums(&self, pool: &Pool, centre: Option<&[f64]>) -> (Vec<f64>, f64, f64) {
+        let blocks: Vec<&[f32]> = self.rows.chunks(ROWS * self.d).collect();
+        let sums: Vec<_> = blocks.iter().map(|_| Mutex::new((vec![0.0f64; self.d], 0.0, 0.0))).collect();
+        pool.run(blocks.len(), &|i| {
+            let mut guard = sums[i].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let (sum, weights, distances) = &mut *guard;
+            for row in blocks[i].chunks_exact(self.d) {
+                let distance = centre.map_or(1.0, |centre| squared_distance(row, centre).sqrt());
+                // A row at the centre itself would weigh infinitely.
+                let weight = 1.0 / distance.max(1e-12);
+                add(sum, row, weight);
+                *weights += weight;
+                *distances += distance;
+            }
+        });
+        let mut total = (vec![0.0; self.d], 0.0, 0.0);
+        for sum in sums {
+            let (sum, weights, distances) = sum.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+            total.0.iter_mut().zip(sum).for_each(|(t, s)| *t += s);
+            total.1 += weights;
+            total.2 += distances;
+        }
+        total
+    }
+}
+
+fn add(sum: &mut [f64], row: &[f32], weight: f64) {
+    sum.iter_mut().zip(row).for_each(|(s, &x)| *s += weight * f64::from(x));
+}
+
+fn squared_distance(row: &[f32], centre: &[f64]) -> f64 {
+    row.iter().zip(centre).map(|(&x, c)| (f64::from(x) - c) * (f64::from(x) - c)).sum()
+}
+
+/// Normalises a row; whether it can be used.
+fn normalize(x: &mut [f32], normalization: Normalization) -> bool {
+    if normalization == Normalization::LayerNorm {
+        let d = x.len() as f64;
+        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / d;
+        let squares = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>();
+        let divisor = (squares / (d - 1.0)).sqrt() + 1e-5;
+        x.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) / divisor) as f32);
+    }
+    x.iter().map(|v| v * v).sum::<f32>().is_finite()
+}
+
+/// `rows` random unit vectors of length `d`, row after row: uniform in the cube, scaled. Only arithmetic that every machine
+/// rounds alike, so a seed means the same everywhere.
+pub(super) fn random_unit_rows(seed: u64, stream: u64, rows: usize, d: usize) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(stream);
+    let mut values = vec![0.0; rows * d];
+    let mut row = vec![0.0f64; d];
+    for out in values.chunks_exact_mut(d) {
+        let norm = loop {
+            row.fill_with(|| f64::from(random.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0);
+            let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+            if norm > 1e-3 {
+                break norm;
+            }
+        };
+        out.iter_mut().zip(&row).for_each(|(out, v)| *out = (v / norm) as f32);
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(values: &[f32], d: usize) -> Sample {
+        Sample::read(&Tensor::new(values, &[values.len() / d, d]).unwrap(), Normalization::None).unwrap()
+    }
+
+    #[test]
+    fn the_median_resists_outliers_and_minimises_distances() {
+        let mut values = random_unit_rows(7, 0, 1001, 5);
+        values.iter_mut().enumerate().for_each(|(i, v)| *v += (i % 5) as f32);
+        values[..5].fill(1e6);
+        let sample = sample(&values, 5);
+        let median = sample.geometric_median(&Pool::serial());
+        assert!(median.iter().enumerate().all(|(j, m)| (m - j as f32).abs() < 0.1), "{median:?}");
+        let total = |centre: &[f64]| -> f64 {
+            sample.rows.chunks_exact(5).map(|row| squared_distance(row, centre).sqrt()).sum()
+        };
+        let at: Vec<f64> = median.iter().map(|&m| f64::from(m)).collect();
+        for j in 0..5 {
+            for step in [-1e-3, 1e-3] {
+                let mut near = at.clone();
+                near[j] += step;
+                assert!(total(&near) > total(&at), "{j} {step}");
+            }
+        }
+        assert_eq!(median, sample.geometric_median(&Pool::new(3).unwrap()));
+    }
+
+    #[test]
+    fn samples_are_checked() {
+        let read = |values: &[f32]| {
+            let tensor = Tensor::new(values, &[values.len() / 2, 2]).unwrap();
+            Sample::read(&tensor, Normalization::None)
+        };
+        let sample = read(&[1.0, 2.0, f32::NAN, 0.0, 3.0, 2.0]).unwrap();
+        assert_eq!(sample.rows, [1.0, 2.0, 3.0, 2.0]);
+        assert_eq!(sample.variance().unwrap(), 0.5);
+        assert!(read(&[1.0, 2.0, f32::INFINITY, 0.0]).is_err());
+        assert!(read(&[]).is_err());
+        assert!(read(&[1.0, 2.0, 1.0, 2.0]).unwrap().variance().is_err());
+    }
+
+    #[test]
+    fn random_rows_follow_the_seed() {
+        let rows = random_unit_rows(3, 1, 40, 17);
+        assert_eq!(rows, random_unit_rows(3, 1, 40, 17));
+        assert_ne!(rows, random_unit_rows(4, 1, 40, 17));
+        assert_ne!(rows, random_unit_rows(3, 2, 40, 17));
+        for row in rows.chunks_exact(17) {
+            assert!((row.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+    }
+}

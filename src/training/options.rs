@@ -1,0 +1,186 @@
+//! How a run is made. A zero means the default, here and in the C ABI alike.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, fail};
+use crate::sae::{Architecture, Convention, Normalization, Spec};
+
+/// What a run is made with. Only `d`, `n_latents` and `k` have no default; zeros elsewhere stand for what is said there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Width of the activations.
+    pub d: usize,
+    /// Number of latents.
+    pub n_latents: usize,
+    /// Latents kept per token.
+    pub k: usize,
+    /// Dead latents that AuxK uses per token. 0: d / 2 rounded down, at least 1, at most `n_latents`.
+    pub k_aux: usize,
+    /// AuxK's coefficient α. 0: 1/32.
+    pub aux_coefficient: f32,
+    /// No AuxK at all.
+    pub no_aux: bool,
+    /// Tokens without firing after which a latent is dead. 0: 10,000,000, or 5 % of `total_tokens` if that is less.
+    pub dead_after_tokens: u64,
+    /// Adam's learning rate. 0: `2e-4 / √(n_latents / 2¹⁴)`.
+    pub learning_rate: f32,
+    /// Optimizer steps over which the learning rate rises from 0. 0: none.
+    pub warmup_steps: u64,
+    /// Planned length of the run in tokens. 0: not known. The run may end sooner or later.
+    pub total_tokens: u64,
+    /// The last part of `total_tokens` over which the learning rate falls to 0. 0: none.
+    pub decay_fraction: f32,
+    /// Adam's β₁. 0: 0.9.
+    pub adam_beta1: f32,
+    /// Adam's β₂. 0: 0.999.
+    pub adam_beta2: f32,
+    /// Adam's ε. 0: 6.25e-10.
+    pub adam_epsilon: f32,
+    /// Global norm that gradients are clipped to. 0: no clipping.
+    pub clip_norm: f32,
+    /// Decay of the weights' moving average. 0: 0.999.
+    pub ema_decay: f32,
+    /// No moving average, which saves its memory.
+    pub no_ema: bool,
+    /// Seed of the initial weights, the only random numbers of a run.
+    pub seed: u64,
+    /// The most tokens a batch may have; memory follows from it. 0: 8192. The numbers do not depend on it.
+    pub max_batch_tokens: usize,
+    /// What is done to activations first; the loss is then of the normalised ones.
+    pub normalization: Normalization,
+    /// What the inputs look like, to be written into what is exported.
+    pub convention: Convention,
+}
+
+impl TrainOptions {
+    /// The same options with every default filled in; refuses what cannot be trained, naming the option.
+    pub fn resolve(&self) -> Result<Self> {
+        let or = |value: f32, default: f32| if value == 0.0 { default } else { value };
+        let n = self.n_latents;
+        let known_length = if self.total_tokens == 0 { u64::MAX } else { self.total_tokens };
+        let resolved = Self {
+            k_aux: if self.k_aux == 0 { (self.d / 2).clamp(1, n.max(1)) } else { self.k_aux },
+            aux_coefficient: or(self.aux_coefficient, 1.0 / 32.0),
+            dead_after_tokens: match self.dead_after_tokens {
+                0 => (known_length / 20).clamp(1, 10_000_000),
+                given => given,
+            },
+            learning_rate: or(self.learning_rate, (2e-4 / (n as f64 / 16384.0).sqrt()) as f32),
+            adam_beta1: or(self.adam_beta1, 0.9),
+            adam_beta2: or(self.adam_beta2, 0.999),
+            adam_epsilon: or(self.adam_epsilon, 6.25e-10),
+            ema_decay: or(self.ema_decay, 0.999),
+            max_batch_tokens: if self.max_batch_tokens == 0 { 8192 } else { self.max_batch_tokens },
+            ..self.clone()
+        };
+        resolved.check()?;
+        Ok(resolved)
+    }
+
+    /// Refuses resolved options that cannot be trained.
+    fn check(&self) -> Result<()> {
+        self.spec().check().map_err(|error| {
+            // The spec speaks of d_in and d_out; here both are `d`.
+            Error::new(error.status(), error.message().replace("d_in", "d").replace("d_out", "d"))
+        })?;
+        for (name, value, max) in [
+            ("k", self.k, self.n_latents),
+            ("k_aux", self.k_aux, self.n_latents),
+            ("max_batch_tokens", self.max_batch_tokens, 1 << 24),
+        ] {
+            if value == 0 || value > max {
+                return fail!(InvalidArgument, "{name} must be between 1 and {max}, not {value}");
+            }
+        }
+        for (name, value) in [
+            ("learning_rate", self.learning_rate),
+            ("adam_epsilon", self.adam_epsilon),
+            ("aux_coefficient", self.aux_coefficient),
+        ] {
+            if !(value > 0.0 && value.is_finite()) {
+                return fail!(InvalidArgument, "{name} must be a positive number, not {value}");
+            }
+        }
+        for (name, value) in
+            [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2), ("ema_decay", self.ema_decay)]
+        {
+            if !(value > 0.0 && value < 1.0) {
+                return fail!(InvalidArgument, "{name} must lie between 0 and 1, not {value}");
+            }
+        }
+        if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
+            return fail!(
+                InvalidArgument,
+                "clip_norm must be a positive number, or 0 for none, not {}",
+                self.clip_norm
+            );
+        }
+        if !(0.0..=1.0).contains(&self.decay_fraction) {
+            return fail!(InvalidArgument, "decay_fraction must lie between 0 and 1, not {}", self.decay_fraction);
+        }
+        if self.decay_fraction > 0.0 && self.total_tokens == 0 {
+            return fail!(InvalidArgument, "decay_fraction needs total_tokens, which is 0");
+        }
+        match self.normalization {
+            Normalization::None => Ok(()),
+            Normalization::LayerNorm if self.d > 1 => Ok(()),
+            Normalization::LayerNorm => fail!(InvalidArgument, "normalization layer_norm needs d of at least 2"),
+            Normalization::ConstantNorm => fail!(Unsupported, "normalization constant_norm cannot be trained yet"),
+        }
+    }
+
+    /// What the run makes.
+    pub(super) fn spec(&self) -> Spec {
+        let mut spec = Spec::new(Architecture::TopK { k: self.k }, self.d, self.n_latents);
+        spec.normalization = self.normalization;
+        spec.convention = self.convention.clone();
+        spec
+    }
+
+    /// The options of a resumed run: `stored`, of which `self` may repeat what it likes, but contradict only what the
+    /// numbers do not depend on.
+    pub(super) fn resume(&self, stored: &Self) -> Result<Self> {
+        let unsaid = Self::default();
+        macro_rules! agree {
+            ($($field:ident),* $(,)?) => {$(
+                if self.$field != unsaid.$field && self.$field != stored.$field {
+                    return fail!(
+                        InvalidArgument,
+                        "{} is {:?}, but the checkpoint was made with {:?}; leave it at its default to keep that",
+                        stringify!($field),
+                        self.$field,
+                        stored.$field
+                    );
+                }
+            )*};
+        }
+        agree!(
+            d,
+            n_latents,
+            k,
+            k_aux,
+            aux_coefficient,
+            no_aux,
+            dead_after_tokens,
+            learning_rate,
+            warmup_steps,
+            total_tokens,
+            decay_fraction,
+            adam_beta1,
+            adam_beta2,
+            adam_epsilon,
+            clip_norm,
+            ema_decay,
+            no_ema,
+            seed,
+            normalization,
+            convention,
+        );
+        let max_batch_tokens = match self.max_batch_tokens {
+            0 => stored.max_batch_tokens,
+            given => given,
+        };
+        Self { max_batch_tokens, ..stored.clone() }.resolve()
+    }
+}

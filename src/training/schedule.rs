@@ -1,0 +1,40 @@
+//! The learning rate over a run.
+
+use super::TrainOptions;
+
+/// The rate of optimizer step `step` (from 1), `tokens_seen` tokens into the run: linear warm-up from 0 over
+/// `warmup_steps`, constant, then linear decay to 0 over the last `decay_fraction` of `total_tokens`.
+pub(super) fn learning_rate(options: &TrainOptions, step: u64, tokens_seen: u64) -> f64 {
+    let warmup = (step as f64 / options.warmup_steps.max(1) as f64).min(1.0);
+    let decay = if options.decay_fraction > 0.0 {
+        let left = options.total_tokens.saturating_sub(tokens_seen) as f64 / options.total_tokens as f64;
+        (left / f64::from(options.decay_fraction)).min(1.0)
+    } else {
+        1.0
+    };
+    f64::from(options.learning_rate) * warmup * decay
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_rises_stays_and_falls() {
+        let options = TrainOptions {
+            learning_rate: 1.0,
+            warmup_steps: 4,
+            total_tokens: 1000,
+            decay_fraction: 0.25,
+            ..TrainOptions::default()
+        };
+        let rates = [(1, 10), (2, 20), (4, 40), (5, 750), (9, 875), (10, 1000), (11, 2000)];
+        let expected = [0.25, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0];
+        for ((step, tokens), rate) in rates.into_iter().zip(expected) {
+            assert!((learning_rate(&options, step, tokens) - rate).abs() < 1e-6, "{step} {tokens}");
+        }
+        let constant = TrainOptions { learning_rate: 0.5, ..TrainOptions::default() };
+        assert_eq!(learning_rate(&constant, 1, 0), 0.5);
+        assert_eq!(learning_rate(&constant, 1 << 40, u64::MAX), 0.5);
+    }
+}
