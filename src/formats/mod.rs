@@ -6,13 +6,12 @@
 //!
 //! To add a format: one file with a `FORMAT`, its `mod` line and its entry in `FORMATS`.
 
-// Readers to come use the rest of what is laid out here.
-#![allow(dead_code)]
-
 mod atomic;
+mod config;
 mod draft;
 pub mod native;
 mod options;
+mod saelens;
 mod safetensors;
 mod source;
 mod stored;
@@ -39,7 +38,7 @@ struct Format {
 }
 
 /// Every format, in the order in which they are asked.
-const FORMATS: &[&Format] = &[&native::FORMAT];
+const FORMATS: &[&Format] = &[&native::FORMAT, &saelens::FORMAT];
 
 /// Loads an SAE from a file, or from a directory that holds one.
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded> {

@@ -2,5 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod golden;
 mod native;
+mod saelens;
 mod support;

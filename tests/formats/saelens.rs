@@ -1,0 +1,186 @@
+//! SAELens directories that are refused, each by name; and what their layout allows.
+
+use std::fs;
+
+use sae::Status;
+use sae::formats::{self, LoadOptions, Loaded};
+use sae::tensor::DType;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+use crate::golden::golden;
+use crate::support::assert_same;
+
+/// A directory in memory: configuration and tensors, to be spoiled.
+struct Directory {
+    config: Value,
+    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    others: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Directory {
+    fn of(case: &str) -> Self {
+        let dir = golden("saelens").join(case);
+        let bytes = fs::read(dir.join("sae_weights.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file.iter().map(|(name, t)| (name.to_owned(), t.dtype(), t.shape().to_vec(), t.data().to_vec()));
+        Self {
+            config: serde_json::from_slice(&fs::read(dir.join("cfg.json")).unwrap()).unwrap(),
+            tensors: tensors.collect(),
+            others: Vec::new(),
+        }
+    }
+
+    fn load(&self, options: &LoadOptions) -> Result<Loaded, sae::Error> {
+        let view = |(name, dtype, shape, data): &'_ (String, Dtype, Vec<usize>, Vec<u8>)| {
+            (name.clone(), *dtype, shape.clone(), data.clone())
+        };
+        let owned: Vec<_> = self.tensors.iter().map(view).collect();
+        let views = owned
+            .iter()
+            .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        let weights = safetensors::serialize(views, None).unwrap();
+        let config = self.config.to_string();
+        let mut files = vec![("cfg.json", config.as_bytes()), ("sae_weights.safetensors", &weights[..])];
+        files.extend(self.others.iter().map(|(name, bytes)| (*name, &bytes[..])));
+        formats::load_bytes(&files, options)
+    }
+
+    fn tensor(&mut self, name: &str) -> &mut (String, Dtype, Vec<usize>, Vec<u8>) {
+        self.tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap()
+    }
+
+    fn add(&mut self, name: &str, values: &[f32]) {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.tensors.push((name.into(), Dtype::F32, vec![values.len()], bytes));
+    }
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    type Spoil = fn(&mut Directory);
+    let set = |key: &'static str, value: Value| move |d: &mut Directory| d.config[key] = value.clone();
+    let refuse = |case: &str, status: Status, names: &[&str], spoil: &dyn Fn(&mut Directory)| {
+        let mut directory = Directory::of(case);
+        directory.load(&LoadOptions::default()).unwrap();
+        spoil(&mut directory);
+        let error = directory.load(&LoadOptions::default()).err().unwrap();
+        assert_eq!(error.status(), status, "{names:?}: {error}");
+        for name in names {
+            assert!(error.message().contains(name), "{error} does not say {name}");
+        }
+    };
+    let v6 = "v6_topk_none_apply";
+    for (key, value, status, names) in [
+        ("architecture", json!("gated"), Status::Unsupported, &["architecture", "gated"][..]),
+        ("architecture", json!("temporal"), Status::Unsupported, &["temporal"]),
+        ("architecture", Value::Null, Status::Format, &["architecture is missing"]),
+        ("architecture", json!("standard\u{0}"), Status::Unsupported, &["standard"]),
+        ("k", Value::Null, Status::Format, &["k is missing"]),
+        ("k", json!(0), Status::Format, &["k must"]),
+        ("k", json!(97), Status::Format, &["k must", "96"]),
+        ("k", json!(7.5), Status::Format, &["k: expected a whole number", "7.5"]),
+        ("k", json!(-3), Status::Format, &["k: expected", "-3"]),
+        ("k", json!("8"), Status::Format, &["k: expected"]),
+        ("d_in", json!(25), Status::Format, &["W_enc", "[25, 96]", "[24, 96]"]),
+        ("d_sae", json!(24), Status::Format, &["[24, 24]"]),
+        ("d_in", json!(0), Status::Format, &["d_in"]),
+        ("d_in", json!(1e15), Status::Format, &["d_in"]),
+        ("d_in", Value::Null, Status::Format, &["not an SAE"]),
+        ("apply_b_dec_to_input", json!("yes"), Status::Format, &["apply_b_dec_to_input", "yes"]),
+        ("normalize_activations", json!("covariance_whitening"), Status::Unsupported, &["covariance_whitening"]),
+        ("normalize_activations", json!(3), Status::Format, &["normalize_activations", "3"]),
+        ("normalize_activations", json!("expected_average_only_in"), Status::InvalidArgument, &["activation_scale"]),
+        ("metadata", json!([]), Status::Format, &["metadata"]),
+        ("sae_lens_version", json!("six"), Status::Format, &["sae_lens_version"]),
+    ] {
+        refuse(v6, status, names, &set(key, value));
+    }
+    for (value, status, names) in [
+        (json!("gelu"), Status::Unsupported, &["activation_fn_str", "gelu"]),
+        (json!(1), Status::Format, &["activation_fn_str", "1"]),
+    ] {
+        refuse("v5_standard", status, names, &set("activation_fn_str", value));
+    }
+    refuse("v5_topk", Status::Format, &["activation_fn_kwargs.k"], &set("activation_fn_kwargs", json!({})));
+
+    let spoils: [(&str, Status, &[&str], Spoil); 12] = [
+        (v6, Status::Format, &["W_dec", "missing"], |d| d.tensors.retain(|t| t.0 != "W_dec")),
+        (v6, Status::Format, &["b_enc", "missing"], |d| d.tensors.retain(|t| t.0 != "b_enc")),
+        ("v6_jumprelu_none", Status::Format, &["threshold", "missing"], |d| d.tensors.retain(|t| t.0 != "threshold")),
+        (v6, Status::Unsupported, &["topk_threshold"], |d| d.add("topk_threshold", &[0.5])),
+        (v6, Status::Unsupported, &["threshold", "top_k"], |d| d.add("threshold", &[0.5; 96])),
+        (v6, Status::Unsupported, &["scaling_factor", "1.5"], |d| d.add("scaling_factor", &[1.5; 96])),
+        (v6, Status::Unsupported, &["scaling_factor", "NaN"], |d| d.add("scaling_factor", &[f32::NAN; 96])),
+        (v6, Status::Format, &["scaling_factor", "[96]", "[3]"], |d| d.add("scaling_factor", &[1.0; 3])),
+        (v6, Status::Format, &["W_enc", "[24, 96]", "[96, 24]"], |d| d.tensor("W_enc").2 = vec![96, 24]),
+        (v6, Status::Format, &["b_dec", "[24]", "[1, 24]"], |d| d.tensor("b_dec").2 = vec![1, 24]),
+        (v6, Status::Format, &["W_dec", "I32"], |d| d.tensor("W_dec").1 = Dtype::I32),
+        (v6, Status::NotFinite, &["W_enc[95, 23]"], |d| {
+            let last = d.tensor("W_enc").3.len() - 4;
+            d.tensor("W_enc").3[last..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+        }),
+    ];
+    for (case, status, names, spoil) in spoils {
+        refuse(case, status, names, &spoil);
+    }
+    let scaled = LoadOptions { activation_scale: Some(2.0), ..LoadOptions::default() };
+    let error = Directory::of(v6).load(&scaled).err().unwrap();
+    assert!(error.status() == Status::InvalidArgument && error.message().contains("activation_scale"), "{error}");
+}
+
+#[test]
+fn a_training_checkpoint_brings_its_own_scale() {
+    let case = "v6_topk_expected_average_apply";
+    let mut directory = Directory::of(case);
+    let given = LoadOptions { activation_scale: Some(0.25), ..LoadOptions::default() };
+    directory.others.push(("activation_scaler.json", br#"{"scaling_factor": 0.25, "has_whitening": false}"#.to_vec()));
+    let loaded = directory.load(&LoadOptions::default()).unwrap();
+    assert_same(&loaded.sae, &Directory::of(case).load(&given).unwrap().sae);
+    directory.others[0].1 = br#"{"scaling_factor": -1}"#.to_vec();
+    let error = directory.load(&LoadOptions::default()).err().unwrap();
+    assert!(error.message().contains("scaling_factor"), "{error}");
+}
+
+#[test]
+fn other_files_beside_the_two_do_not_matter() {
+    let mut directory = Directory::of("v6_standard_none");
+    let plain = directory.load(&LoadOptions::default()).unwrap().sae;
+    let sparsity = [0.5f32; 96].map(f32::to_le_bytes).concat();
+    let view = TensorView::new(Dtype::F32, vec![96], &sparsity).unwrap();
+    directory.others.push(("sparsity.safetensors", safetensors::serialize([("sparsity", view)], None).unwrap()));
+    directory.others.push(("runner_cfg.json", br#"{"d_in": 7, "d_sae": 7, "architecture": "gated"}"#.to_vec()));
+    directory.others.push(("README.md", b"# An SAE".to_vec()));
+    directory.others.push(("broken.json", b"{\"d_in\":".to_vec()));
+    assert_same(&directory.load(&LoadOptions::default()).unwrap().sae, &plain);
+}
+
+#[test]
+fn the_weights_file_alone_finds_its_configuration() {
+    let dir = golden("saelens").join("v6_standard_none_apply");
+    let whole = formats::load(&dir, &LoadOptions::default()).unwrap().sae;
+    let options = LoadOptions { map: true, ..LoadOptions::default() };
+    let loaded = formats::load(dir.join("sae_weights.safetensors"), &options).unwrap().sae;
+    assert_same(&loaded, &whole);
+    assert!(loaded.weights().w_dec.is_mapped() && !loaded.weights().w_enc.is_mapped());
+    // Renamed, they are known by what they hold.
+    let other = tempfile::tempdir().unwrap();
+    fs::copy(dir.join("cfg.json"), other.path().join("about.txt")).unwrap();
+    fs::copy(dir.join("sae_weights.safetensors"), other.path().join("numbers.bin")).unwrap();
+    assert_same(&formats::load(other.path(), &LoadOptions::default()).unwrap().sae, &whole);
+    fs::remove_file(other.path().join("about.txt")).unwrap();
+    let error = formats::load(other.path(), &LoadOptions::default()).err().unwrap();
+    assert!(error.status() == Status::Format && error.message().contains("W_enc"), "{error}");
+}
+
+#[test]
+fn types_are_converted_while_transposing() {
+    for case in ["v6_topk_none_apply_rescale", "v5_bf16_weights"] {
+        let whole = formats::load(golden("saelens").join(case), &LoadOptions::default()).unwrap().sae;
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+            let loaded = formats::load(golden("saelens").join(case), &options).unwrap().sae;
+            assert_same(&loaded, &whole.to_dtype(dtype).unwrap());
+        }
+    }
+}
