@@ -7,7 +7,7 @@ use crate::sae::{Architecture, Convention, Normalization, Spec};
 
 /// What a run is made with. Only `d`, `n_latents` and `k` have no default; zeros elsewhere stand for what is said there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
     /// Width of the activations.
     pub d: usize,

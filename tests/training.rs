@@ -1,0 +1,648 @@
+//! Training runs: gradients, rows left out, accumulation, threads, saving and resuming, options.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use half::{bf16, f16};
+use sae::backend::training::{LossParameters, Parameter, Role, Training, TrainingRows, TrainingShape};
+use sae::backend::{Input, Pool, cpu::training::CpuTraining};
+use sae::sae::{Normalization, Sae};
+use sae::tensor::Tensor;
+use sae::training::{Batch, Export, StepStats, TrainOptions, Trainer};
+use sae::{Error, Status};
+
+const D: usize = 24;
+const N: usize = 96;
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        d: D,
+        n_latents: N,
+        k: 6,
+        k_aux: 10,
+        dead_after_tokens: 60,
+        learning_rate: 3e-3,
+        clip_norm: 0.5,
+        seed: 5,
+        max_batch_tokens: 64,
+        ..TrainOptions::default()
+    }
+}
+
+/// Numbers that look random: a hash of position and seed, uniform in ±1.
+fn noise(seed: u64, i: usize) -> f32 {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (i as u64).wrapping_mul(0xD1B5_4A32_D192_ED03);
+    for _ in 0..3 {
+        state = (state ^ (state >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    }
+    ((state >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+}
+
+/// Activations with a mean, a few strong directions and noise.
+fn activations(seed: u64, rows: usize) -> Vec<f32> {
+    let row = |row: usize| {
+        (0..D).map(move |j| {
+            let parts = (0..3).map(|p| {
+                let direction = (noise(seed, 7 * row + p).abs() * 30.0) as usize;
+                noise(99, direction * D + j) * noise(seed + 1, row * 3 + p).abs()
+            });
+            1.0 + parts.sum::<f32>() + 0.05 * noise(seed + 2, row * D + j)
+        })
+    };
+    (0..rows).flat_map(row).collect()
+}
+
+fn view(values: &[f32]) -> Tensor<'_> {
+    Tensor::new(values, &[values.len() / D, D]).unwrap()
+}
+
+fn started(options: &TrainOptions, pool: Pool) -> Trainer {
+    let mut trainer = Trainer::new(options, pool).unwrap();
+    trainer.init_from(&view(&activations(1, 300))).unwrap();
+    trainer
+}
+
+/// The bits of everything that is exported.
+fn bits(sae: &Sae) -> Vec<u32> {
+    let w = sae.weights();
+    let matrices = [w.w_enc.rows_f32(0, N, &mut []), w.w_dec.rows_f32(0, N, &mut [])];
+    let all = matrices.into_iter().chain([&w.b_enc[..], &w.b_dec[..]]);
+    all.flatten().map(|v| v.to_bits()).collect()
+}
+
+fn both_exports(trainer: &Trainer) -> [Vec<u32>; 2] {
+    [Export::Weights, Export::Ema].map(|what| bits(&trainer.export(what).unwrap()))
+}
+
+fn distance(a: &Sae, b: &Sae) -> f64 {
+    let (a, b) = (bits(a), bits(b));
+    let number = |bits: u32| f64::from(f32::from_bits(bits));
+    let squares = a.iter().zip(&b).map(|(&a, &b)| (number(a) - number(b)).powi(2));
+    (squares.sum::<f64>() / a.iter().map(|&a| number(a).powi(2)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn a_run_learns_and_tells_what_it_did() {
+    let mut trainer = started(&options(), Pool::serial());
+    let first = trainer.step(&view(&activations(2, 64)).into()).unwrap();
+    let mut last = first;
+    for seed in 3..200 {
+        last = trainer.step(&view(&activations(seed, 64)).into()).unwrap();
+    }
+    assert!(last.fvu < 0.5 * first.fvu, "{first:?} {last:?}");
+    assert!((first.step, last.step, last.tokens_seen, last.applied) == (1, 198, 198 * 64, true));
+    assert!(last.l0 > 1.0 && last.l0 <= 6.0 && last.grad_norm > 0.0 && last.learning_rate == f64::from(3e-3f32));
+    assert!((last.loss - last.mse - last.aux).abs() < 1e-12);
+    assert!((last.dead_fraction - last.dead as f64 / N as f64).abs() < 1e-12);
+    for what in [Export::Weights, Export::Ema] {
+        let sae = trainer.export(what).unwrap();
+        assert!(sae.weights().w_dec.row_norms().iter().all(|norm| (norm - 1.0).abs() < 1e-6));
+        assert_eq!((sae.spec().d_in, sae.spec().n_latents, sae.spec().architecture.k()), (D, N, Some(6)));
+    }
+}
+
+#[test]
+fn the_start_is_tied_scaled_and_centred() {
+    let trainer = started(&options(), Pool::serial());
+    let sae = trainer.export(Export::Weights).unwrap();
+    let w = sae.weights();
+    let (w_enc, w_dec) = (w.w_enc.rows_f32(0, N, &mut []), w.w_dec.rows_f32(0, N, &mut []));
+    let ratio = w_enc[0] / w_dec[0];
+    assert!(w_enc.iter().zip(w_dec).all(|(e, d)| (e - ratio * d).abs() < 1e-5), "{ratio}");
+    assert!(w.b_enc.iter().all(|&b| b == 0.0));
+    assert!(w.b_dec.iter().all(|b| (b - 1.0).abs() < 0.3), "{:?}", w.b_dec);
+    // Random unit vectors come back with unit norm on average, with the very seeds the start used or others.
+    let mut norm = 0.0;
+    for probe in 0..200 {
+        let mut x: Vec<f32> = (0..D).map(|j| noise(1234, probe * D + j)).collect();
+        let length = x.iter().map(|v| v * v).sum::<f32>().sqrt();
+        x.iter_mut().for_each(|v| *v /= length);
+        let mut h: Vec<(f32, usize)> = w_enc
+            .chunks(D)
+            .enumerate()
+            .map(|(i, row)| (row.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>(), i))
+            .collect();
+        h.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut x_hat = [0.0; D];
+        for &(z, i) in h.iter().take(6).filter(|(z, _)| *z > 0.0) {
+            x_hat.iter_mut().zip(&w_dec[i * D..]).for_each(|(out, w)| *out += z * w);
+        }
+        norm += x_hat.iter().map(|v| v * v).sum::<f32>().sqrt() / 200.0;
+    }
+    assert!((norm - 1.0).abs() < 0.05, "{norm}");
+}
+
+#[test]
+fn threads_do_not_show() {
+    let run = |pool: Pool| {
+        let mut trainer = started(&options(), pool);
+        let mut stats: Vec<StepStats> = Vec::new();
+        for seed in 2..30 {
+            stats.push(trainer.step(&view(&activations(seed, 17 + seed as usize)).into()).unwrap());
+        }
+        assert!(stats.iter().any(|s| s.aux > 0.0), "AuxK must be at work for this to mean much");
+        (stats, both_exports(&trainer))
+    };
+    let alone = run(Pool::serial());
+    for threads in [2, 3, 7] {
+        assert!(alone == run(Pool::new(threads).unwrap()), "{threads} threads");
+    }
+}
+
+/// Sums and gradients (means over tokens, b_dec's complete) of one batch under given weights.
+struct Probe {
+    mse: f64,
+    aux: f64,
+    dead: usize,
+    gradients: [Vec<f64>; 4],
+}
+
+const PROBE_LOSS: LossParameters =
+    LossParameters { normalizer: 0.7, aux_coefficient: 0.5, fired: 1e-3, dead_after_tokens: 1000 };
+
+fn probe(k: usize, k_aux: usize, weights: &[Vec<f32>; 4], unfired: &[u64]) -> Probe {
+    let normalization = Normalization::None;
+    let shape = TrainingShape { d: D, n_latents: N, k, k_aux, max_tokens: 40, ema: false, normalization };
+    let x = activations(3, 40);
+    let mut backend = CpuTraining::new(shape, Pool::serial()).unwrap();
+    for (parameter, values) in Parameter::ALL.into_iter().zip(weights) {
+        backend.write(Role::Weight, parameter, values).unwrap();
+    }
+    backend.write_unfired(unfired).unwrap();
+    let rows = TrainingRows { input: Input::from(view(&x)), mask: None };
+    let sums = backend.accumulate(&rows, &PROBE_LOSS).unwrap();
+    let mut gradients = Parameter::ALL.map(|parameter| {
+        let mut values = vec![0.0; parameter.dims(N, D).iter().product()];
+        backend.read(Role::Gradient, parameter, &mut values).unwrap();
+        values.iter().map(|v| f64::from(*v) / 40.0).collect::<Vec<f64>>()
+    });
+    // What reaches b_dec through the encoder is otherwise added when the step is made.
+    for i in 0..N * D {
+        gradients[3][i % D] -= gradients[1][i / D] * f64::from(weights[0][i]);
+    }
+    let mse = sums.squared_error / (40.0 * D as f64 * PROBE_LOSS.normalizer);
+    Probe { mse, aux: sums.aux_loss, dead: sums.dead, gradients }
+}
+
+/// The relative difference between gradients and central differences of the loss, over some of the weights.
+fn gradient_error(
+    weights: &[Vec<f32>; 4],
+    gradients: &[Vec<f64>; 4],
+    chosen: impl Fn(usize, usize) -> bool,
+    loss: impl Fn(&[Vec<f32>; 4]) -> f64,
+) -> f64 {
+    let (mut difference, mut size) = (0.0, 0.0);
+    for (p, gradient) in gradients.iter().enumerate() {
+        let stride = if gradient.len() > N { 13 } else { 1 };
+        for i in (0..gradient.len()).step_by(stride).filter(|&i| chosen(p, i)) {
+            let at = |step: f32| {
+                let mut moved = weights.clone();
+                moved[p][i] += step;
+                loss(&moved)
+            };
+            let slope = (at(1e-3) - at(-1e-3)) / 2e-3;
+            difference += (slope - gradient[i]).powi(2);
+            size += slope * slope;
+        }
+    }
+    assert!(size > 1e-8, "the chosen weights do not matter to the loss");
+    (difference / size).sqrt()
+}
+
+#[test]
+fn gradients_are_those_of_the_losses() {
+    let start = started(&options(), Pool::serial()).export(Export::Weights).unwrap();
+    let w = start.weights();
+    let weights: [Vec<f32>; 4] = [
+        w.w_enc.rows_f32(0, N, &mut []).to_vec(),
+        (0..N).map(|i| 0.05 * noise(8, i)).collect(),
+        w.w_dec.rows_f32(0, N, &mut []).to_vec(),
+        w.b_dec.clone(),
+    ];
+    // With every latent allowed there is no selection whose jumps a finite difference would see.
+    let found = probe(N, 0, &weights, &[0; N]);
+    let error = gradient_error(&weights, &found.gradients, |_, _| true, |w| probe(N, 0, w, &[0; N]).mse);
+    assert!(error < 1e-2, "reconstruction: {error}");
+
+    // AuxK: latents long silent, kept so by their bias. By the others' weights and b_dec the loss's target, held constant
+    // by the gradient, would move.
+    let mut silent = weights;
+    let unfired: [u64; N] = std::array::from_fn(|i| if i % 2 == 0 { 0 } else { 2000 });
+    (1..N).step_by(2).for_each(|i| silent[1][i] = -0.3);
+    let found = probe(4, N, &silent, &unfired);
+    assert!(found.aux > 0.0 && found.dead > 20, "{} {}", found.aux, found.dead);
+    let without = probe(4, 0, &silent, &unfired);
+    let of_aux: [Vec<f64>; 4] =
+        std::array::from_fn(|p| found.gradients[p].iter().zip(&without.gradients[p]).map(|(a, b)| a - b).collect());
+    let still_dead = |i: usize| {
+        let active = without.gradients[1][i] != 0.0;
+        i % 2 == 1 && !active
+    };
+    let chosen = |p: usize, i: usize| p < 3 && still_dead(if p == 1 { i } else { i / D });
+    let error = gradient_error(&silent, &of_aux, chosen, |w| probe(4, N, w, &unfired).aux);
+    assert!(error < 1e-2, "AuxK: {error}");
+}
+
+#[test]
+fn rows_left_out_do_not_count() {
+    let good = activations(7, 30);
+    let mut spoiled = Vec::new();
+    let mut mask = Vec::new();
+    for (i, row) in good.chunks(D).enumerate() {
+        if i % 5 == 0 {
+            let mut bad = row.to_vec();
+            bad[i % D] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30][i / 5 % 4];
+            spoiled.extend(bad);
+            mask.push(1);
+        }
+        if i % 3 == 0 {
+            spoiled.extend([777.0; D]);
+            mask.push(0);
+        }
+        spoiled.extend(row);
+        mask.push(-1);
+    }
+    let mut clean = started(&options(), Pool::serial());
+    let mut other = started(&options(), Pool::serial());
+    let a = clean.step(&view(&good).into()).unwrap();
+    let mask_view = Tensor::new(&mask, &[mask.len()]).unwrap();
+    let b = other.step(&Batch { row_mask: Some(mask_view), ..view(&spoiled).into() }).unwrap();
+    assert_eq!((b.tokens, b.tokens_masked, b.tokens_not_finite, b.tokens_seen), (30, 10, 6, 30));
+    assert_eq!(StepStats { tokens_masked: 0, tokens_not_finite: 0, ..b }, a);
+    assert_eq!(both_exports(&clean), both_exports(&other));
+
+    // Nothing left: no step, no change.
+    let before = bits(&other.export(Export::Weights).unwrap());
+    let nothing = other.step(&view(&[f32::NAN; 2 * D]).into()).unwrap();
+    assert_eq!((nothing.tokens, nothing.tokens_not_finite, nothing.applied, nothing.step), (0, 2, false, 1));
+    let nothing = other.step(&view(&[]).into()).unwrap();
+    assert_eq!((nothing.tokens, nothing.applied, nothing.loss), (0, false, 0.0));
+    assert_eq!(before, bits(&other.export(Export::Weights).unwrap()));
+}
+
+#[test]
+fn accumulated_halves_are_one_batch() {
+    let x = activations(11, 60);
+    // AuxK's ratio is of each call's tokens, so only without it are the two the same but for rounding.
+    let options = TrainOptions { no_aux: true, ..options() };
+    let (mut whole, mut halves) = (started(&options, Pool::serial()), started(&options, Pool::serial()));
+    let one = whole.step(&view(&x).into()).unwrap();
+    let first = halves.step(&Batch { accumulate: true, ..view(&x[..20 * D]).into() }).unwrap();
+    assert_eq!((first.applied, first.step, first.tokens_seen), (false, 0, 20));
+    let second = halves.step(&view(&x[20 * D..]).into()).unwrap();
+    assert_eq!((second.applied, second.step, second.tokens_seen), (true, 1, 60));
+    assert!((one.grad_norm - second.grad_norm).abs() < 1e-5 * one.grad_norm);
+    let [a, b] = [&whole, &halves].map(|t| t.export(Export::Weights).unwrap());
+    assert!(distance(&a, &b) < 1e-5, "{}", distance(&a, &b));
+    // A step on what an empty call finds accumulated.
+    let mut trailing = started(&options, Pool::serial());
+    trailing.step(&Batch { accumulate: true, ..view(&x).into() }).unwrap();
+    assert!(trailing.step(&view(&[]).into()).unwrap().applied);
+    assert_eq!(both_exports(&trailing), both_exports(&whole));
+}
+
+#[test]
+fn types_strides_and_addends_are_read() {
+    let (rows, stride) = (40, D + 5);
+    let halves: Vec<f16> = activations(13, rows).iter().map(|&v| f16::from_f32(v)).collect();
+    let brains: Vec<bf16> = activations(14, rows).iter().map(|&v| bf16::from_f32(v)).collect();
+    let mut padded = vec![f16::NAN; rows * stride];
+    for (to, from) in padded.chunks_mut(stride).zip(halves.chunks(D)) {
+        to[..D].copy_from_slice(from);
+    }
+    let sum: Vec<f32> = halves.iter().zip(&brains).map(|(a, b)| a.to_f32() + b.to_f32()).collect();
+    let (mut a, mut b) = (started(&options(), Pool::serial()), started(&options(), Pool::serial()));
+    let one = a.step(&view(&sum).into()).unwrap();
+    let x = Tensor::strided(&padded, rows, D, stride).unwrap();
+    let addend = Some(Tensor::new(&brains, &[rows, D]).unwrap());
+    let two = b.step(&Batch { addend, ..x.into() }).unwrap();
+    assert_eq!(one, two);
+    assert_eq!(both_exports(&a), both_exports(&b));
+}
+
+#[test]
+fn layer_norm_makes_scale_and_offset_vanish() {
+    let options = TrainOptions { normalization: Normalization::LayerNorm, ..options() };
+    let sample = activations(1, 200);
+    let scaled = |values: &[f32]| values.iter().map(|v| v * 64.0 + 32.0).collect::<Vec<f32>>();
+    let (mut a, mut b) =
+        (Trainer::new(&options, Pool::serial()).unwrap(), Trainer::new(&options, Pool::serial()).unwrap());
+    a.init_from(&view(&sample)).unwrap();
+    b.init_from(&view(&scaled(&sample))).unwrap();
+    for seed in 2..20 {
+        let x = activations(seed, 50);
+        let (s, t) = (a.step(&view(&x).into()).unwrap(), b.step(&view(&scaled(&x)).into()).unwrap());
+        assert!((s.loss - t.loss).abs() < 1e-2 * s.loss, "{s:?} {t:?}");
+    }
+    assert_eq!(a.export(Export::Ema).unwrap().spec().normalization, Normalization::LayerNorm);
+}
+
+#[test]
+fn a_warm_start_continues_an_sae() {
+    let mut trainer = started(&options(), Pool::serial());
+    for seed in 2..40 {
+        trainer.step(&view(&activations(seed, 64)).into()).unwrap();
+    }
+    let sae = trainer.export(Export::Weights).unwrap();
+    let mut warm = Trainer::new(&options(), Pool::serial()).unwrap();
+    warm.warm_start(&sae, &view(&activations(1, 300))).unwrap();
+    let x = activations(41, 64);
+    let (a, b) = (trainer.step(&view(&x).into()).unwrap(), warm.step(&view(&x).into()).unwrap());
+    assert!((a.mse - b.mse).abs() < 1e-4 * a.mse, "{a:?} {b:?}");
+    let mut misfit = Trainer::new(&TrainOptions { n_latents: N + 1, ..options() }, Pool::serial()).unwrap();
+    let error = misfit.warm_start(&sae, &view(&activations(1, 300))).unwrap_err();
+    assert!(error.message().contains("n_latents"), "{error}");
+    assert_eq!(misfit.step(&view(&x).into()).unwrap_err().status(), Status::BadState);
+}
+
+#[test]
+fn a_resumed_run_has_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("new").join("checkpoint");
+    let step = |trainer: &mut Trainer, seed: u64| {
+        let x = activations(seed, 50);
+        trainer.step(&Batch { accumulate: seed.is_multiple_of(3), ..view(&x).into() }).unwrap()
+    };
+    let mut unbroken = started(&options(), Pool::serial());
+    for seed in 2..40 {
+        step(&mut unbroken, seed);
+        // Also in the middle of accumulation.
+        if seed == 20 || seed == 21 {
+            unbroken.save(&folder).unwrap();
+            let mut resumed = Trainer::resume(&folder, &TrainOptions::default(), Pool::new(2).unwrap()).unwrap();
+            assert_eq!(resumed.options(), unbroken.options());
+            let mut witness = Trainer::resume(&folder, &options(), Pool::serial()).unwrap();
+            for seed in seed + 1..30 {
+                assert_eq!(step(&mut resumed, seed), step(&mut witness, seed));
+            }
+        }
+    }
+    let mut resumed = Trainer::resume(&folder, &TrainOptions::default(), Pool::serial()).unwrap();
+    for seed in 22..40 {
+        step(&mut resumed, seed);
+    }
+    assert_eq!(both_exports(&unbroken), both_exports(&resumed));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left in the folder");
+}
+
+fn refused(result: Result<Trainer, Error>) -> Error {
+    result.err().expect("a refusal")
+}
+
+#[test]
+fn contradicting_options_and_broken_checkpoints_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = started(&options(), Pool::serial());
+    assert_eq!(
+        Trainer::new(&options(), Pool::serial()).unwrap().save(dir.path()).unwrap_err().status(),
+        Status::BadState
+    );
+    trainer.step(&view(&activations(2, 50)).into()).unwrap();
+    trainer.save(dir.path()).unwrap();
+    let resume = |options: &TrainOptions| Trainer::resume(dir.path(), options, Pool::serial());
+    for (name, spoil) in spoils() {
+        let mut options = TrainOptions::default();
+        spoil(&mut options);
+        let error = refused(resume(&options));
+        assert_eq!(error.status(), Status::InvalidArgument);
+        assert!(error.message().contains(name), "{error} does not name {name}");
+    }
+    assert_eq!(resume(&TrainOptions { max_batch_tokens: 77, ..options() }).unwrap().options().max_batch_tokens, 77);
+
+    let file = dir.path().join("checkpoint.safetensors");
+    let sound = std::fs::read(&file).unwrap();
+    let text = |from: &str, to: &str| {
+        let at = sound.windows(from.len()).position(|w| w == from.as_bytes()).expect(from);
+        let mut bytes = sound.clone();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        bytes
+    };
+    let mut not_a_number = sound.clone();
+    let end = not_a_number.len();
+    not_a_number[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let broken: [(&str, Vec<u8>, Status); 9] = [
+        ("empty", Vec::new(), Status::Format),
+        ("short", sound[..sound.len() - 1].to_vec(), Status::Format),
+        ("half a header", sound[..100].to_vec(), Status::Format),
+        ("noise", (0..5000).map(|i| ((i * 7919) >> 3) as u8).collect(), Status::Format),
+        ("another name", text("\"adam_m.W_enc\"", "\"adam_m.W_foo\""), Status::Format),
+        ("another size", text("\\\"n_latents\\\":96", "\\\"n_latents\\\":97"), Status::Format),
+        ("bad option", text("\\\"k\\\":6", "\\\"k\\\":0"), Status::Format),
+        ("a newer version", text("\\\"version\\\":1", "\\\"version\\\":9"), Status::Unsupported),
+        ("not finite", not_a_number, Status::NotFinite),
+    ];
+    for (what, bytes, status) in broken {
+        std::fs::write(&file, bytes).unwrap();
+        let error = refused(resume(&TrainOptions::default()));
+        assert_eq!(error.status(), status, "{what}: {error}");
+        assert!(error.message().contains("checkpoint.safetensors"), "{what}: {error}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(refused(resume(&TrainOptions::default())).status(), Status::Io);
+}
+
+type Spoil = fn(&mut TrainOptions);
+
+/// Values that contradict [`options`].
+fn spoils() -> [(&'static str, Spoil); 20] {
+    [
+        ("d is", |o| o.d = 25),
+        ("n_latents", |o| o.n_latents = 97),
+        ("k is", |o| o.k = 7),
+        ("k_aux", |o| o.k_aux = 11),
+        ("aux_coefficient", |o| o.aux_coefficient = 0.5),
+        ("no_aux", |o| o.no_aux = true),
+        ("dead_after_tokens", |o| o.dead_after_tokens = 61),
+        ("learning_rate", |o| o.learning_rate = 1.0),
+        ("warmup_steps", |o| o.warmup_steps = 3),
+        ("total_tokens", |o| o.total_tokens = 1000),
+        ("decay_fraction", |o| o.decay_fraction = 0.5),
+        ("adam_beta1", |o| o.adam_beta1 = 0.8),
+        ("adam_beta2", |o| o.adam_beta2 = 0.8),
+        ("adam_epsilon", |o| o.adam_epsilon = 1e-8),
+        ("clip_norm", |o| o.clip_norm = 2.0),
+        ("ema_decay", |o| o.ema_decay = 0.5),
+        ("no_ema", |o| o.no_ema = true),
+        ("seed", |o| o.seed = 6),
+        ("normalization", |o| o.normalization = Normalization::LayerNorm),
+        ("convention", |o| o.convention.prepend_bos = Some(true)),
+    ]
+}
+
+#[test]
+fn bad_options_are_refused_by_name() {
+    let spoils: [(&str, Spoil); 24] = [
+        ("d must", |o| o.d = 0),
+        ("n_latents must", |o| o.n_latents = 0),
+        ("n_latents must", |o| o.n_latents = 1 << 40),
+        ("d must", |o| o.d = usize::MAX),
+        ("k must", |o| o.k = 0),
+        ("k must", |o| o.k = N + 1),
+        ("k_aux", |o| o.k_aux = N + 1),
+        ("aux_coefficient", |o| o.aux_coefficient = -1.0),
+        ("aux_coefficient", |o| o.aux_coefficient = f32::NAN),
+        ("learning_rate", |o| o.learning_rate = -1e-3),
+        ("learning_rate", |o| o.learning_rate = f32::INFINITY),
+        ("adam_beta1", |o| o.adam_beta1 = 1.0),
+        ("adam_beta2", |o| o.adam_beta2 = -0.1),
+        ("adam_epsilon", |o| o.adam_epsilon = f32::NAN),
+        ("clip_norm", |o| o.clip_norm = -1.0),
+        ("clip_norm", |o| o.clip_norm = f32::NAN),
+        ("ema_decay", |o| o.ema_decay = 1.5),
+        ("ema_decay", |o| o.ema_decay = f32::NAN),
+        ("decay_fraction", |o| o.decay_fraction = 2.0),
+        ("decay_fraction", |o| o.decay_fraction = f32::NAN),
+        ("total_tokens", |o| o.decay_fraction = 0.5),
+        ("max_batch_tokens", |o| o.max_batch_tokens = usize::MAX),
+        ("normalization", |o| o.normalization = Normalization::ConstantNorm),
+        ("normalization", |o| (o.d, o.normalization) = (1, Normalization::LayerNorm)),
+    ];
+    for (name, spoil) in spoils {
+        let mut options = options();
+        spoil(&mut options);
+        let error = refused(Trainer::new(&options, Pool::serial()));
+        assert!(matches!(error.status(), Status::InvalidArgument | Status::Unsupported), "{error:?}");
+        assert!(error.message().contains(name), "{error} does not name {name}");
+    }
+    let defaults = TrainOptions { d: 768, n_latents: 1 << 14, k: 32, ..TrainOptions::default() }.resolve().unwrap();
+    assert_eq!((defaults.k_aux, defaults.dead_after_tokens, defaults.learning_rate), (384, 10_000_000, 2e-4));
+    assert_eq!((defaults.aux_coefficient, defaults.adam_epsilon, defaults.ema_decay), (0.03125, 6.25e-10, 0.999));
+    let short = TrainOptions { total_tokens: 1_000_000, ..defaults.clone() };
+    assert_eq!(TrainOptions { dead_after_tokens: 0, ..short }.resolve().unwrap().dead_after_tokens, 50_000);
+}
+
+#[test]
+fn bad_calls_are_refused_and_change_nothing() {
+    let mut trainer = Trainer::new(&options(), Pool::serial()).unwrap();
+    let x = activations(2, 65);
+    let status = |result: sae::Result<StepStats>| result.unwrap_err().status();
+    assert_eq!(status(trainer.step(&view(&x[..D]).into())), Status::BadState);
+    assert_eq!(trainer.export(Export::Weights).err().unwrap().status(), Status::BadState);
+    assert_eq!(trainer.init_from(&view(&x[..D])).unwrap_err().status(), Status::InvalidTensor);
+    assert!(trainer.init_from(&Tensor::new(&x[..60], &[3, 20]).unwrap()).is_err());
+    trainer.init_from(&view(&x)).unwrap();
+    assert_eq!(trainer.init_from(&view(&x)).unwrap_err().status(), Status::BadState);
+    assert_eq!(trainer.export(Export::Ema).err().unwrap().status(), Status::BadState);
+
+    let before = bits(&trainer.export(Export::Weights).unwrap());
+    let (ints, good) = (vec![1; 64 * D], view(&x[..64 * D]));
+    let mask = |len: usize| Some(Tensor::new(&ints[..len], &[len]).unwrap());
+    for (name, batch) in [
+        ("x", Batch::from(view(&x))),
+        ("x", Tensor::new(&x[..60], &[3, 20]).unwrap().into()),
+        ("x", Tensor::new(&x[..60], &[60]).unwrap().into()),
+        ("x", Tensor::new(&ints, &[64, D]).unwrap().into()),
+        ("addend", Batch { addend: Some(view(&x[..D])), ..good.into() }),
+        ("addend", Batch { addend: Some(Tensor::new(&ints, &[64, D]).unwrap()), ..good.into() }),
+        ("target", Batch { target: Some(good), ..good.into() }),
+        ("row_mask", Batch { row_mask: mask(63), ..good.into() }),
+        ("row_mask", Batch { row_mask: Some(Tensor::new(&x[..64], &[64]).unwrap()), ..good.into() }),
+    ] {
+        let error = trainer.step(&batch).unwrap_err();
+        assert!(error.message().starts_with(name), "{error} does not name {name}");
+    }
+    assert_eq!(before, bits(&trainer.export(Export::Weights).unwrap()));
+    assert_eq!(trainer.step(&good.into()).unwrap().tokens_seen, 64);
+}
+
+#[test]
+fn a_gradient_beyond_f32_is_dropped() {
+    let mut trainer = started(&options(), Pool::serial());
+    let before = bits(&trainer.export(Export::Weights).unwrap());
+    // Each row's square is still a number, but the products of errors and activations are not.
+    let error = trainer.step(&view(&[1.5e18; 8 * D]).into()).unwrap_err();
+    assert_eq!(error.status(), Status::NotFinite, "{error}");
+    assert_eq!(before, bits(&trainer.export(Export::Weights).unwrap()));
+    let stats = trainer.step(&view(&activations(2, 50)).into()).unwrap();
+    assert!(stats.applied && stats.step == 1 && stats.grad_norm < 1e3, "{stats:?}");
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = started(&options(), Pool::serial());
+    trainer.save(dir.path()).unwrap();
+    let old = std::fs::read(dir.path().join("checkpoint.safetensors")).unwrap();
+    trainer.step(&view(&activations(2, 50)).into()).unwrap();
+    // No file of this process may grow beyond 16 KB: a write fails midway, as on a full disk.
+    let status = rerun("child_saves_with_little_room", dir.path()).status().unwrap();
+    assert!(status.success());
+    assert_eq!(std::fs::read(dir.path().join("checkpoint.safetensors")).unwrap(), old);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the part that was written is gone");
+    let nowhere = trainer.save(Path::new("/dev/null/checkpoint")).unwrap_err();
+    assert!(nowhere.status() == Status::Io && nowhere.message().contains("/dev/null/checkpoint"), "{nowhere}");
+}
+
+/// This test program again, to run one of the tests below on a folder.
+fn rerun(test: &str, folder: &Path) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--include-ignored", "--nocapture"]).env("CHECKPOINT_FOLDER", folder);
+    command
+}
+
+#[test]
+#[ignore = "run by a_full_disk_leaves_the_last_checkpoint"]
+fn child_saves_with_little_room() {
+    let folder = std::env::var_os("CHECKPOINT_FOLDER").expect("set by the parent");
+    let limit = libc::rlimit { rlim_cur: 16 << 10, rlim_max: 16 << 10 };
+    // SAFETY: plain calls into libc with valid arguments.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+    }
+    let trainer = started(&options(), Pool::serial());
+    let error = trainer.save(Path::new(&folder)).unwrap_err();
+    assert_eq!(error.status(), Status::Io, "{error}");
+}
+
+#[test]
+fn a_run_killed_at_any_moment_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    started(&options(), Pool::serial()).save(dir.path()).unwrap();
+    let mut reached = 0;
+    for round in 0..12u64 {
+        let mut child =
+            rerun("child_trains_and_saves", dir.path()).stdout(std::process::Stdio::null()).spawn().unwrap();
+        // Between the start of the program and a hundred saves later.
+        std::thread::sleep(std::time::Duration::from_micros(20_000 + 13_337 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut trainer = Trainer::resume(dir.path(), &options(), Pool::serial()).unwrap();
+        let stats = trainer.step(&view(&activations(1000, 50)).into()).unwrap();
+        assert!(stats.step > reached, "a later checkpoint gave way to an earlier one");
+        reached = stats.step - 1;
+    }
+    assert!(reached > 0, "no child came as far as a save");
+    // Whatever the kills left over, the run is the one that was never killed.
+    let killed = Trainer::resume(dir.path(), &options(), Pool::serial()).unwrap();
+    let mut unbroken = started(&options(), Pool::serial());
+    for step in 0..reached {
+        unbroken.step(&view(&activations(step, 50)).into()).unwrap();
+    }
+    assert_eq!(both_exports(&killed), both_exports(&unbroken));
+}
+
+#[test]
+#[ignore = "run by a_run_killed_at_any_moment_resumes"]
+fn child_trains_and_saves() {
+    let folder = std::env::var_os("CHECKPOINT_FOLDER").expect("set by the parent");
+    let mut trainer = Trainer::resume(Path::new(&folder), &options(), Pool::serial()).unwrap();
+    let mut step = 0;
+    loop {
+        // The data's place in the stream follows from the step.
+        let seed = if step == 0 { stored_step(Path::new(&folder)) } else { step };
+        step = trainer.step(&view(&activations(seed, 50)).into()).unwrap().step;
+        trainer.save(Path::new(&folder)).unwrap();
+    }
+}
+
+/// The step a checkpoint was made at.
+fn stored_step(folder: &Path) -> u64 {
+    let bytes = std::fs::read(folder.join("checkpoint.safetensors")).unwrap();
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let facts = &metadata.metadata().as_ref().unwrap()["libsae_checkpoint"];
+    let facts: serde_json::Value = serde_json::from_str(facts).unwrap();
+    facts["progress"]["step"].as_u64().unwrap()
+}
