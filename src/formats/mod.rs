@@ -6,15 +6,18 @@
 //!
 //! To add a format: one file with a `FORMAT`, its `mod` line and its entry in `FORMATS`.
 
+mod archive;
 mod atomic;
 mod config;
 mod draft;
 pub mod native;
+mod openai;
 mod options;
 mod saelens;
 mod safetensors;
 mod source;
 mod stored;
+mod torch;
 
 pub use options::{LoadOptions, Loaded, Memory, SaveOptions};
 
@@ -38,7 +41,7 @@ struct Format {
 }
 
 /// Every format, in the order in which they are asked.
-const FORMATS: &[&Format] = &[&native::FORMAT, &saelens::FORMAT];
+const FORMATS: &[&Format] = &[&native::FORMAT, &saelens::FORMAT, &openai::FORMAT];
 
 /// Loads an SAE from a file, or from a directory that holds one.
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded> {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::archive;
 use super::safetensors::Safetensors;
+use super::torch::{self, TorchFile};
 use crate::error::{Error, Result, Status, fail};
 use crate::tensor::Storage;
 
@@ -102,6 +104,16 @@ impl File {
 
     fn content(&self) -> Result<Content> {
         let head = self.head(16)?;
+        if head.starts_with(archive::LOCAL_ENTRY.1) {
+            return TorchFile::read(self).map(Content::Torch).map_err(|e| self.err(e));
+        }
+        if head.starts_with(torch::LEGACY_MAGIC) {
+            return Err(self.err(Error::new(
+                Status::Unsupported,
+                "a torch file from before version 1.6; in Python, torch.save(torch.load(path, weights_only=True), path) \
+                 with a newer torch brings it up to date",
+            )));
+        }
         let header_len = head.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
         let headed = head.get(8) == Some(&b'{');
         let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
@@ -127,6 +139,7 @@ impl File {
 pub(super) enum Content {
     Safetensors(Safetensors),
     Json(Map<String, Value>),
+    Torch(TorchFile),
     Unknown,
 }
 
@@ -206,6 +219,14 @@ impl Source {
         })
     }
 
+    /// The torch files among them.
+    pub(super) fn torch(&self) -> impl Iterator<Item = &TorchFile> {
+        self.contents().filter_map(|(_, content)| match content {
+            Content::Torch(torch) => Some(torch),
+            _ => None,
+        })
+    }
+
     /// The JSON files among them, and the `cfg.json` beside a single file.
     pub(super) fn json(&self) -> impl Iterator<Item = (&File, &Map<String, Value>)> {
         let beside = self.beside.iter().filter_map(|entry| Some((&entry.file, entry.content().as_ref().ok()?)));
@@ -228,6 +249,7 @@ impl Source {
             let what = match content {
                 Content::Safetensors(tensors) => format!("safetensors with {}", some_of(tensors.names())),
                 Content::Json(map) => format!("JSON with {}", some_of(map.keys().map(String::as_str))),
+                Content::Torch(torch) => format!("a torch file with {}", some_of(torch.root().entries().map(|e| e.0))),
                 Content::Unknown => format!("{} bytes of an unknown kind", file.len()),
             };
             found.push(if file.name().is_empty() { what } else { format!("{}: {what}", file.name()) });

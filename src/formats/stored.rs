@@ -24,7 +24,8 @@ pub(super) enum StoredType {
 }
 
 impl StoredType {
-    fn size(&self) -> usize {
+    /// Bytes per element.
+    pub(super) fn size(&self) -> usize {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,

@@ -159,16 +159,41 @@ fn saelens_flags_are_understood() {
     assert!(saelens("v5_tanh_relu").notes.iter().any(|note| note.contains("tanh-relu")));
 }
 
+fn is_pt(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "pt") && !path.ends_with("legacy.pt")
+}
+
+#[test]
+fn openai_computes_the_same() {
+    let models = models("openai", is_pt);
+    assert_eq!(models.len(), 9);
+    for (name, path) in models {
+        let loaded = formats::load(&path, &LoadOptions::default()).unwrap();
+        let spec = loaded.sae.spec();
+        let top_k = name.starts_with("topk") || name == "one_storage";
+        let (architecture, normalization) = match top_k {
+            true => (Architecture::TopK { k: 8 }, Normalization::LayerNorm),
+            false => (Architecture::Relu, Normalization::None),
+        };
+        assert_eq!(*spec, Spec { normalization, ..Spec::new(architecture, 24, 96) }, "{name}");
+        let kept = if name.ends_with("f16") && !name.ends_with("bf16") { DType::F16 } else { DType::F32 };
+        let kept = if name.ends_with("bf16") { DType::BF16 } else { kept };
+        assert_eq!((loaded.format, loaded.sae.weights().w_dec.dtype()), ("openai", kept), "{name}");
+        check(&path, loaded.sae);
+    }
+}
+
 #[test]
 fn every_model_survives_the_native_format_and_loads_in_part() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
-    for (name, source) in models("saelens", Path::is_dir) {
-        let loaded = saelens(&name);
+    for (name, source) in models("saelens", Path::is_dir).into_iter().chain(models("openai", is_pt)) {
+        let scale = name.contains("expected_average").then_some(0.25);
+        let options = LoadOptions { activation_scale: scale, ..LoadOptions::default() };
+        let loaded = formats::load(&source, &options).unwrap();
         formats::save(&loaded.sae, &path, &formats::SaveOptions::default()).unwrap();
         assert_same(&formats::load(&path, &LoadOptions { map: true, ..Default::default() }).unwrap().sae, &loaded.sae);
-        let scale = name.contains("expected_average").then_some(0.25);
-        let part = LoadOptions { latents: Some((31, 40)), activation_scale: scale, map: true, ..Default::default() };
+        let part = LoadOptions { latents: Some((31, 40)), map: true, ..options };
         let shard = formats::load(&source, &part).unwrap().sae;
         assert_same(&shard, &loaded.sae.shard(31, 40).unwrap());
         let memory = formats::memory(&source, &part).unwrap();

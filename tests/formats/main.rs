@@ -1,8 +1,10 @@
 //! Loading and saving: round trips, golden outputs of the original libraries, and hostile files.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)]
 
 mod golden;
+mod hostile;
 mod native;
+mod openai;
 mod saelens;
 mod support;
