@@ -40,6 +40,7 @@ pub(super) fn write(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_leaves_the_old_file_whole() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,6 @@
 //! Files damaged anywhere: every byte flipped, every length cut. Loading may fail or succeed, but it does not panic, and it
 //! never allocates what the file's size does not justify.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
@@ -10,46 +8,15 @@ use sae::Status;
 use sae::formats::{self, LoadOptions, SaveOptions};
 use sae::sae::Architecture;
 
+use crate::allocations::peak_of;
 use crate::golden::golden;
 use crate::support::{numbers, sae};
 
-/// Remembers the largest single allocation of each thread.
-struct Watching;
-
-thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed to the system's allocator; the counting beside it allocates nothing.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
-        // SAFETY: the caller's promise, handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, data: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(data, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
-
-/// Loads, and refuses any single allocation far beyond the files' size.
+/// Loads, and refuses memory far beyond the files' size.
 fn survive(files: &[(&str, &[u8])]) -> Option<Status> {
     let size: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
-    LARGEST.set(0);
-    let result = formats::load_bytes(files, &LoadOptions::default());
-    let largest = LARGEST.get();
-    assert!(largest <= 8 * size + (64 << 10), "{largest} bytes at once for files of {size}");
+    let (result, peak) = peak_of(|| formats::load_bytes(files, &LoadOptions::default()));
+    assert!(peak <= 12 * size + (64 << 10), "{peak} bytes for files of {size}");
     result.err().map(|error| {
         assert!(error.message().len() < 4096, "{error}");
         error.status()

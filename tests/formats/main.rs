@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, unsafe_code)]
 
+mod allocations;
 mod golden;
 mod hostile;
+mod large;
 mod native;
 mod openai;
 mod saelens;

@@ -197,8 +197,10 @@ fn unknown_and_broken_things_are_refused_by_name() {
     let error = formats::load(dir.path().join("nothing"), &LoadOptions::default()).err().unwrap();
     assert_eq!(error.status(), Status::Io);
     assert!(error.message().contains("nothing"), "{error}");
-    let error = formats::load("/dev/zero", &LoadOptions::default()).err().unwrap();
-    assert_eq!(error.status(), Status::Io);
+    if cfg!(unix) {
+        let error = formats::load("/dev/zero", &LoadOptions::default()).err().unwrap();
+        assert_eq!(error.status(), Status::Io);
+    }
     for options in [
         LoadOptions { dtype: Some(DType::I32), ..LoadOptions::default() },
         LoadOptions { activation_scale: Some(1.0), ..LoadOptions::default() },

@@ -1,0 +1,126 @@
+//! What only shows on larger files: strips, memory, and a disk that is full.
+
+use std::fs;
+use std::process::Command;
+
+use sae::Status;
+use sae::formats::{self, LoadOptions, SaveOptions};
+use sae::sae::Architecture;
+use sae::tensor::DType;
+use safetensors::tensor::{Dtype, View};
+
+use crate::allocations::peak_of;
+use crate::support::{matrix, sae, vector};
+
+const D: usize = 301;
+const N: usize = 9001;
+
+/// A SAELens directory whose encoder takes several strips to transpose.
+fn saelens_directory() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    struct Floats(Vec<usize>, Vec<f32>);
+    impl View for Floats {
+        fn dtype(&self) -> Dtype {
+            Dtype::F32
+        }
+        fn shape(&self) -> &[usize] {
+            &self.0
+        }
+        fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+            bytemuck::cast_slice(&self.1).into()
+        }
+        fn data_len(&self) -> usize {
+            4 * self.1.len()
+        }
+    }
+    let floats = |shape: &[usize], seed| Floats(shape.to_vec(), vector(shape.iter().product(), seed));
+    let tensors = [
+        ("W_enc", floats(&[D, N], 1)),
+        ("W_dec", floats(&[N, D], 2)),
+        ("b_enc", floats(&[N], 3)),
+        ("b_dec", floats(&[D], 4)),
+    ];
+    safetensors::serialize_to_file(tensors, None, &dir.path().join("sae_weights.safetensors")).unwrap();
+    let config = format!(r#"{{"d_in": {D}, "d_sae": {N}, "activation_fn_str": "relu"}}"#);
+    fs::write(dir.path().join("cfg.json"), config).unwrap();
+    dir
+}
+
+#[test]
+fn matrices_are_transposed_strip_by_strip() {
+    let dir = saelens_directory();
+    let (stored, decoder) = (vector(D * N, 1), matrix(N, D, 2));
+    for latents in [None, Some((8000, 1001))] {
+        let options = LoadOptions { latents, ..LoadOptions::default() };
+        let loaded = formats::load(dir.path(), &options).unwrap().sae;
+        let (first, count) = latents.unwrap_or((0, N));
+        assert_eq!(loaded.spec().n_latents, count);
+        let encoder = &loaded.weights().w_enc;
+        for row in 0..count {
+            for (col, &w) in encoder.row_f32(row, &mut []).iter().enumerate() {
+                assert_eq!(w, stored[col * N + first + row], "[{row}, {col}]");
+            }
+        }
+        assert!(loaded.weights().w_dec.bytes() == decoder.slice_rows(first, count).unwrap().bytes());
+    }
+}
+
+#[test]
+fn memory_is_what_was_announced() {
+    let dir = saelens_directory();
+    let native = dir.path().join("native");
+    formats::save(&formats::load(dir.path(), &LoadOptions::default()).unwrap().sae, &native, &SaveOptions::default())
+        .unwrap();
+    let weights = dir.path().join("sae_weights.safetensors");
+    for path in [&weights, &native] {
+        for dtype in [None, Some(DType::BF16)] {
+            for map in [false, true] {
+                let options = LoadOptions { dtype, map, ..LoadOptions::default() };
+                let (memory, to_know) = peak_of(|| formats::memory(path, &options).unwrap());
+                let (loaded, peak) = peak_of(|| formats::load(path, &options).unwrap().sae);
+                let slack = 128 << 10;
+                let announced = memory.peak as usize;
+                assert!(to_know < slack, "{to_know} bytes to find out");
+                assert!(peak < announced + slack, "{peak} bytes, {announced} announced");
+                assert!(peak + slack + (8 << 20) > announced, "{announced} bytes announced, {peak} used");
+                assert_eq!(memory.resident + memory.mapped, loaded.byte_size() as u64);
+            }
+        }
+    }
+}
+
+/// Runs itself again, in a shell that lets no file grow beyond 64 KiB, and there tries to save.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_old_file_whole() {
+    let variable = "SAE_TEST_SAVE_TO";
+    let large = || sae(Architecture::Relu, 64, 64, 1024);
+    if let Some(path) = std::env::var_os(variable) {
+        let error = formats::save(&large(), path, &SaveOptions::default()).unwrap_err();
+        assert_eq!(error.status(), Status::Io);
+        assert!(error.message().contains("not saved") && error.message().contains("unchanged"), "{error}");
+        assert!(error.message().contains("model"), "{error}");
+        println!("refused as it should be");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    formats::save(&sae(Architecture::Relu, 4, 4, 8), &path, &SaveOptions::default()).unwrap();
+    let old = fs::read(&path).unwrap();
+    let test = std::env::current_exe().unwrap();
+    let output = Command::new("bash")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact large::a_full_disk_leaves_the_old_file_whole --nocapture",
+        ])
+        .arg(test)
+        .env(variable, &path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("refused as it should be"), "{said}");
+    assert!(fs::read(&path).unwrap() == old);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+    formats::save(&large(), &path, &SaveOptions::default()).unwrap();
+    formats::load(&path, &LoadOptions::default()).unwrap();
+}
