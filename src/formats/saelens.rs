@@ -21,14 +21,13 @@ const FINETUNING: [&str; 2] = ["scaling_factor", "finetuning_scaling_factor"];
 const MAX_EXCLUDED: u64 = 4096;
 
 fn recognise(source: &Source) -> bool {
-    configs(source).next().is_some()
+    configs(source).next().is_some() && weights(source).next().is_some()
 }
 
 fn read(source: &Source, options: &LoadOptions) -> Result<Draft> {
     let config = only("configuration", configs(source), |(_, name)| name, "cfg.json");
     let config = config.map_err(|e| source.first_fault().err().unwrap_or(e))?.0;
-    let weights = source.safetensors().filter(|file| file.has("W_enc") || file.has("W_dec"));
-    let weights = only("weights", weights, |file| file.file().name(), "sae_weights.safetensors");
+    let weights = only("weights", weights(source), |file| file.file().name(), "sae_weights.safetensors");
     let weights = weights.map_err(|e| source.first_fault().err().unwrap_or(e))?;
 
     let mut notes = Vec::new();
@@ -77,6 +76,11 @@ fn read(source: &Source, options: &LoadOptions) -> Result<Draft> {
 fn configs(source: &Source) -> impl Iterator<Item = (Config<'_>, &str)> {
     let described = source.json().map(|(file, map)| (Config::new(file, map), file.name()));
     described.filter(|(config, _)| config.has("d_in") && config.has("d_sae"))
+}
+
+/// The safetensors files that hold one.
+fn weights(source: &Source) -> impl Iterator<Item = &Safetensors> {
+    source.safetensors().filter(|file| file.has("W_enc") || file.has("W_dec"))
 }
 
 /// The only one of its kind, or of several the one with the usual name.

@@ -140,6 +140,16 @@ fn the_container_is_checked() {
 }
 
 #[test]
+fn a_configuration_beside_it_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden("openai").join("relu.pt"), dir.path().join("8.pt")).unwrap();
+    fs::copy(golden("saelens").join("v6_standard_none/cfg.json"), dir.path().join("cfg.json")).unwrap();
+    for path in [dir.path().join("8.pt"), dir.path().to_owned()] {
+        assert_eq!(formats::load(path, &LoadOptions::default()).unwrap().format, "openai");
+    }
+}
+
+#[test]
 fn archives_with_64_bit_sizes_are_read() {
     let good = Archive::of("topk_strided.pt").zip(CompressionMethod::Stored);
     let end = good.len() - 22;
