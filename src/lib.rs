@@ -17,6 +17,8 @@
 
 #[allow(unsafe_code)]
 pub mod backend;
+#[allow(unsafe_code)]
+pub mod capi;
 pub mod error;
 pub mod features;
 pub mod formats;

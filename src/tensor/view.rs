@@ -106,7 +106,8 @@ impl Raw {
         if shape[ndim - 1] > 1 && raw.strides[ndim - 1] != 1 {
             return fail!(InvalidTensor, "the innermost stride must be 1, not {}", raw.strides[ndim - 1]);
         }
-        if raw.extent_bytes().is_none_or(|end| end > isize::MAX as usize) {
+        let fits = |end: usize| end <= isize::MAX as usize && (data as usize).checked_add(end).is_some();
+        if !raw.extent_bytes().is_some_and(fits) {
             return fail!(InvalidTensor, "{} with strides {:?}", overflow(), &raw.strides[..ndim]);
         }
         if writable {

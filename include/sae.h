@@ -1,0 +1,743 @@
+// libsae: sparse autoencoders (SAEs) inside the engine that runs a language model.
+//
+// The host hands in activations it already has in memory; the library encodes them into sparse features, decodes and
+// steers by features, and trains new SAEs, in the same process and in the caller's memory.
+//
+//   sae_model *model = NULL;
+//   sae_session *session = NULL;
+//   sae_error *error = NULL;
+//   if (sae_model_load("sae.safetensors", NULL, &model, &error) ||
+//       sae_session_create(model, NULL, &session, &error) ||
+//       sae_encode(session, NULL, &x, NULL, &features, &error)) {
+//     fprintf(stderr, "%s\n", sae_error_message(error));
+//     sae_error_free(error);
+//   }
+//   sae_session_free(session);
+//   sae_model_free(model);
+//
+// Rules that hold for every function:
+//
+// * A call that can fail returns a status, 0 for success. The last argument, a `sae_error **`, may be NULL; it is written
+//   on failure alone, and the caller frees what it then gets. On failure all outputs are as they were.
+// * Options are structs that begin with their size: `sae_run run = SAE_RUN_INIT;`. Zero is the default of every field and
+//   flag. NULL options are the defaults. Later versions append fields; older and newer callers are understood.
+// * `const T *` handles may be used by many threads at once, `T *` by one at a time. Handles are freed by their own
+//   function, which takes NULL.
+// * Texts are UTF-8. A pointer does not matter where its count is 0. Codes and flags that are not known are refused.
+// * Shapes: T tokens, from 0 to a session's most; d_in, d_out: widths of vectors; n_latents: latents, and `width` slots
+//   for the active ones of a token. A latent's index is global: in a shard too, it is the whole model's.
+// * Hot calls (`sae_encode…`, `sae_decode`, `sae_reconstruct`, `sae_steer`, `sae_features_merge`, `sae_set_edits`)
+//   allocate nothing, write only what the caller gave them, and give the same bits on any number of threads, in any split
+//   of a batch and with any instruction set. An output equals its input exactly or does not overlap it.
+//
+// Generated from the library's sources; do not edit. In C++, sae.hpp is more comfortable.
+
+#ifndef SAE_H
+#define SAE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+// A struct of which all is zero but its size.
+template <class T>
+inline T sae_sized_struct() noexcept {
+  T value{};
+  value.struct_size = sizeof(T);
+  return value;
+}
+#define SAE_SIZED_INIT(type) sae_sized_struct<type>()
+extern "C" {
+#else
+#define SAE_SIZED_INIT(type) {.struct_size = sizeof(type)}
+#endif
+
+// ---- Statuses, errors, versions --------------------------------------------------------------------------------------
+
+/// The ABI this header describes. A library of the same number runs programs compiled against any earlier header of it;
+/// while it is 0, there are no promises yet.
+#define SAE_ABI_VERSION 0
+
+/// A failure: its status, and a message that names the thing, what was expected and what was found. Free it.
+typedef struct sae_error sae_error;
+
+/// What a call returns: `SAE_OK`, or what kind of failure it was.
+typedef int32_t sae_status;
+
+/// Done.
+#define SAE_OK 0
+
+/// An option, flag, count or pointer is not acceptable.
+#define SAE_ERROR_INVALID_ARGUMENT 1
+/// A tensor's data pointer, dtype, shape, strides, device or overlap is not acceptable.
+#define SAE_ERROR_INVALID_TENSOR 2
+/// What was asked for is understood, but this build, model or device does not do it.
+#define SAE_ERROR_UNSUPPORTED 3
+/// A file could not be opened, read or written.
+#define SAE_ERROR_IO 4
+/// A file was read, but its content is not what its format promises.
+#define SAE_ERROR_FORMAT 5
+/// Memory could not be had.
+#define SAE_ERROR_OUT_OF_MEMORY 6
+/// The device asked for is not there.
+#define SAE_ERROR_NO_DEVICE 7
+/// The device reported a fault, in this call or an earlier one.
+#define SAE_ERROR_DEVICE_FAULT 8
+/// A number that must be finite is not: a weight, a statistic, a loss.
+#define SAE_ERROR_NOT_FINITE 9
+/// The call does not fit the state the object is in.
+#define SAE_ERROR_BAD_STATE 10
+/// A fault of the library itself; please report it.
+#define SAE_ERROR_INTERNAL 11
+
+/// The status of an error; `SAE_OK` for NULL.
+sae_status sae_error_status(const sae_error *error);
+
+/// The message of an error, valid until it is freed; "" for NULL.
+const char *sae_error_message(const sae_error *error);
+
+/// Frees an error; NULL is nothing.
+void sae_error_free(sae_error *error);
+
+/// The name of a status, such as "SAE_ERROR_IO"; "unknown status" for a number that is none. Never NULL.
+const char *sae_status_name(sae_status status);
+
+/// The ABI of the library that is loaded; compare with `SAE_ABI_VERSION`.
+uint32_t sae_abi_version(void);
+
+/// The release of the library that is loaded, such as "0.1.0".
+const char *sae_version(void);
+
+// ---- Log -------------------------------------------------------------------------------------------------------------
+
+/// Something failed where no call could report it.
+#define SAE_LOG_ERROR 1
+/// Something was assumed that may be wrong, such as what a file does not say.
+#define SAE_LOG_WARNING 2
+/// Something was done: a model loaded, a checkpoint saved.
+#define SAE_LOG_INFO 3
+
+/// Gets a line of `length` bytes of UTF-8, also ended by a NUL that is not counted, without a line break. It is called on
+/// the thread whose call has something to say, never under a lock, and may call the library.
+typedef void (*sae_log_callback)(int32_t level, const char *message, size_t length, void *context);
+
+/// Has everything up to `level` told to `callback`, for the whole process and for good: it can be set once, a second
+/// call is refused with `SAE_ERROR_BAD_STATE`. `context` is handed back and must stay valid. Without it nothing is logged.
+sae_status sae_log_set(sae_log_callback callback,
+                       int32_t level,
+                       void *context,
+                       sae_error **error);
+
+// ---- Tensors: borrowed views in DLPack's layout ----------------------------------------------------------------------
+
+/// Ordinary host memory.
+#define SAE_DEVICE_CPU 1
+/// Memory of an NVIDIA GPU.
+#define SAE_DEVICE_CUDA 2
+/// Host memory pinned for CUDA; the CPU reads it like its own.
+#define SAE_DEVICE_CUDA_HOST 3
+/// CUDA managed memory.
+#define SAE_DEVICE_CUDA_MANAGED 13
+
+/// Signed integers; with 32 bits the type of indices.
+#define SAE_DTYPE_INT 0
+/// IEEE floating point: f32, f16.
+#define SAE_DTYPE_FLOAT 2
+/// bfloat16.
+#define SAE_DTYPE_BFLOAT 4
+
+/// A device, in DLPack's codes. All zero stands for the CPU where a device is chosen.
+typedef struct sae_device {
+  /// `SAE_DEVICE_CPU` and so on.
+  int32_t device_type;
+  /// Which of them; 0 for the CPU.
+  int32_t device_id;
+} sae_device;
+
+/// An element type, in DLPack's codes: f32 is `{SAE_DTYPE_FLOAT, 32, 1}`, f16 `{SAE_DTYPE_FLOAT, 16, 1}`, bf16
+/// `{SAE_DTYPE_BFLOAT, 16, 1}`, i32 `{SAE_DTYPE_INT, 32, 1}`. All zero stands for "as it is" where a type is chosen.
+typedef struct sae_dtype {
+  /// `SAE_DTYPE_FLOAT` and so on.
+  uint8_t code;
+  /// Bits of an element.
+  uint8_t bits;
+  /// 1.
+  uint16_t lanes;
+} sae_dtype;
+
+/// A borrowed view of memory, laid out exactly like DLPack's `DLTensor`. 1 to 3 dimensions, of which the innermost has
+/// stride 1; outer strides are free, but written rows must not overlap. A dimension may be 0; then nothing else matters. All
+/// zero (`data` NULL, `ndim` 0) stands for an absent tensor. A call looks at it while it runs, not longer.
+typedef struct sae_tensor {
+  /// Start of the memory, aligned to an element with `byte_offset` added.
+  void *data;
+  /// Where the memory is.
+  sae_device device;
+  /// Number of dimensions.
+  int32_t ndim;
+  /// Type of an element.
+  sae_dtype dtype;
+  /// `ndim` lengths.
+  int64_t *shape;
+  /// `ndim` steps in elements, not negative; NULL: row-major without gaps.
+  int64_t *strides;
+  /// Bytes from `data` to the first element.
+  uint64_t byte_offset;
+} sae_tensor;
+
+// ---- Features: which latents are active, and how strongly ------------------------------------------------------------
+
+/// Sparse features of T tokens, in the caller's memory: for each token, up to `width` active latents. The shapes do not
+/// depend on the data. Listed are the strongest first (ties: the lower index first), or by index with
+/// `SAE_RUN_ORDER_INDEX`; if more are active than `width`, the strongest stay.
+typedef struct sae_features {
+  /// `sizeof(sae_features)`; `SAE_FEATURES_INIT` sets it.
+  size_t struct_size;
+  /// `[T, width]`, f32, f16 or bf16: activations; unused slots hold 0.
+  sae_tensor values;
+  /// `[T, width]`, i32: global indices of the latents; unused slots hold -1.
+  sae_tensor indices;
+  /// `[T]`, i32: how many latents were active, even if more than `width`; -1 if the token was not finite.
+  sae_tensor counts;
+  /// `[T, row_state_width]`, f32: what decoding needs of each token, see `sae_info`; absent if that width is 0.
+  sae_tensor row_state;
+} sae_features;
+
+#define SAE_FEATURES_INIT SAE_SIZED_INIT(sae_features)
+
+// ---- Threads ---------------------------------------------------------------------------------------------------------
+
+/// Threads that sessions and trainers may share. Results do not depend on how many there are. Counted: sessions and
+/// trainers keep what they need of it, so it may be freed before them.
+typedef struct sae_pool sae_pool;
+
+/// A piece of work that the library hands to the host's threads.
+typedef void (*sae_task)(void *arg, size_t i);
+
+/// The host's way to run things in parallel: calls `task(arg, i)` once for each `i` in `0..n`, in any order and on any
+/// threads, possibly one after another, and returns when all are done. Must be callable from every thread that calls the
+/// library with it.
+typedef void (*sae_parallel_for)(void *context, size_t n, sae_task task, void *arg);
+
+/// Starts `threads` threads of the library's own; 0: one per core. 1 is the calling thread itself.
+sae_status sae_pool_create(int32_t threads, sae_pool **out, sae_error **error);
+
+/// Uses the host's threads through its own `parallel_for`, of which up to `threads` run at once. A call then takes no lock
+/// and wakes no thread of the library's. `context` is handed back. Both must stay valid while the pool, or a session or
+/// trainer made with it, lives.
+sae_status sae_pool_from_host(int32_t threads,
+                              sae_parallel_for parallel_for,
+                              void *context,
+                              sae_pool **out,
+                              sae_error **error);
+
+/// How many threads run at once; 0 for NULL.
+int32_t sae_pool_threads(const sae_pool *pool);
+
+/// Frees a pool; NULL is nothing.
+void sae_pool_free(sae_pool *pool);
+
+// ---- Models: immutable weights ---------------------------------------------------------------------------------------
+
+/// Keeps the `k` largest pre-activations that are positive.
+#define SAE_ARCHITECTURE_TOP_K 1
+/// Keeps every positive pre-activation.
+#define SAE_ARCHITECTURE_RELU 2
+/// Keeps a pre-activation that is positive and above its latent's threshold.
+#define SAE_ARCHITECTURE_JUMP_RELU 3
+
+/// Inputs are taken as they are.
+#define SAE_NORMALIZATION_NONE 0
+/// Each token is brought to mean 0 and standard deviation 1, which decoding undoes.
+#define SAE_NORMALIZATION_LAYER_NORM 1
+/// Each token is scaled to norm sqrt(d), which decoding undoes.
+#define SAE_NORMALIZATION_CONSTANT_NORM 2
+
+/// b_dec is not subtracted from the input before encoding.
+#define SAE_MODEL_KEEPS_B_DEC 1
+/// Decoding does not undo the normalization of the input.
+#define SAE_MODEL_STAYS_NORMALIZED 2
+/// Pre-activations are multiplied by the norms of their decoder rows, activations divided by them before decoding.
+#define SAE_MODEL_RESCALES 4
+/// There is a skip path, W_skip, from the raw input to the output.
+#define SAE_MODEL_HAS_SKIP 8
+
+/// What a file does not say.
+#define SAE_UNKNOWN 0
+
+/// It is so.
+#define SAE_YES 1
+
+/// It is not so.
+#define SAE_NO -1
+
+/// Leave the matrices in the file and page them in as they are read. The file must then not change while the model lives.
+#define SAE_LOAD_MAP 1
+/// `sae_model_from_weights` uses the caller's matrices where they are, instead of copying them.
+#define SAE_LOAD_BORROW 2
+
+/// Encoder directions, `[n_latents, d_in]`.
+#define SAE_W_ENC 1
+/// Decoder directions, `[n_latents, d_out]`.
+#define SAE_W_DEC 2
+
+/// Encoder biases, `[n_latents]`.
+#define SAE_B_ENC 3
+/// The decoder's bias, `[d_out]`.
+#define SAE_B_DEC 4
+
+/// JumpReLU's thresholds, `[n_latents]`.
+#define SAE_THRESHOLD 5
+
+/// The skip path, `[d_out, d_in]`.
+#define SAE_W_SKIP 6
+
+/// An SAE: what it is, and its weights. Never changes; any number of threads may use it at once. Counted: sessions keep the
+/// weights they need, so it may be freed before them.
+typedef struct sae_model sae_model;
+
+/// What a model's inputs must look like. A wrong convention fails silently: sizes fit, and the features are nonsense.
+/// NULL, 0 and `SAE_UNKNOWN` mean that it is not known.
+typedef struct sae_convention {
+  /// `sizeof(sae_convention)`; `SAE_CONVENTION_INIT` sets it.
+  size_t struct_size;
+  /// The language model whose activations these are.
+  const char *model_name;
+  /// Where in it the input is read, as TransformerLens, Hugging Face or ggml name it: `blocks.8.hook_resid_post`,
+  /// `model.layers.8`, `l_out-8`.
+  const char *hook_point;
+  /// Where the output belongs, if elsewhere (transcoders).
+  const char *hook_point_out;
+  /// Token positions left out of training, such as the attention sink at 0.
+  const uint32_t *excluded_positions;
+  /// How many of them.
+  size_t n_excluded_positions;
+  /// Tokens per context in training.
+  uint32_t context_size;
+  /// Whether texts began with the beginning-of-sequence token: `SAE_YES`, `SAE_NO`, `SAE_UNKNOWN`.
+  int32_t prepend_bos;
+  /// Whether the language model's writing weights were centred, so that inputs have mean 0. An engine's do not.
+  int32_t centered_writing_weights;
+  /// Whether the language model's LayerNorm weights were folded into the next layer.
+  int32_t folded_layer_norm;
+} sae_convention;
+
+/// Tells the owner of borrowed memory that nobody uses it any more. May come on any thread.
+typedef void (*sae_release)(void *context);
+
+/// How to load. NULL or all zero: everything as the file has it, copied into memory.
+typedef struct sae_load_options {
+  /// `sizeof(sae_load_options)`; `SAE_LOAD_OPTIONS_INIT` sets it.
+  size_t struct_size;
+  /// The format's name, to skip recognition: "native", "saelens", "openai".
+  const char *format;
+  /// What the file does not say, or says wrongly: each field that is set replaces the file's.
+  const sae_convention *convention;
+  /// Load these of the stored latents alone; they keep their indices. For hosts that shard latents over devices.
+  int64_t first_latent;
+  /// How many from `first_latent` on; 0: all.
+  int64_t n_latents;
+  /// With `SAE_LOAD_BORROW`: called once, when the last user of the matrices is gone. Never if the call fails.
+  sae_release release;
+  /// Handed to `release`.
+  void *release_context;
+  /// Where the model shall live; zero: the CPU.
+  sae_device device;
+  /// The type to keep matrices in, f32, f16 or bf16; zero: as stored. Vectors are always f32.
+  sae_dtype dtype;
+  /// `SAE_LOAD_…`.
+  uint32_t flags;
+  /// The factor by which training multiplied activations, for files that say that there was one but not which; it
+  /// is folded into the weights. 0: none.
+  float activation_scale;
+  /// 0.
+  uint32_t reserved;
+} sae_load_options;
+
+/// Bytes that something needs.
+typedef struct sae_memory {
+  /// `sizeof(sae_memory)`; `SAE_MEMORY_INIT` sets it.
+  size_t struct_size;
+  /// Held as long as the object lives.
+  uint64_t resident;
+  /// Mapped from a file: address space, paged in as it is read.
+  uint64_t mapped;
+  /// The most that is allocated at any moment of making it, `resident` included.
+  uint64_t peak;
+  /// Of a session: working memory, in `resident` unless the host brings it with each call (`sae_run.workspace`).
+  uint64_t workspace;
+} sae_memory;
+
+/// How to save. NULL or all zero: the types that the matrices have.
+typedef struct sae_save_options {
+  /// `sizeof(sae_save_options)`; `SAE_SAVE_OPTIONS_INIT` sets it.
+  size_t struct_size;
+  /// The type to write matrices in, f32, f16 or bf16; zero: as they are kept.
+  sae_dtype dtype;
+  /// 0.
+  uint32_t flags;
+} sae_save_options;
+
+/// What a model is. Texts are valid until the model is freed, and NULL where nothing is known.
+typedef struct sae_info {
+  /// `sizeof(sae_info)`; `SAE_INFO_INIT` sets it.
+  size_t struct_size;
+  /// `SAE_ARCHITECTURE_…`.
+  int32_t architecture;
+  /// `SAE_NORMALIZATION_…`.
+  int32_t normalization;
+  /// `SAE_MODEL_…`.
+  uint32_t flags;
+  /// The type that matrices are kept in.
+  sae_dtype dtype;
+  /// Where the model lives.
+  sae_device device;
+  /// Width of the input.
+  int64_t d_in;
+  /// Width of the output; differs from `d_in` for transcoders alone.
+  int64_t d_out;
+  /// Latents held here.
+  int64_t n_latents;
+  /// Index of the first of them; not 0 for a shard alone.
+  int64_t first_latent;
+  /// Latents kept per token; 0 where the architecture has no such number.
+  int64_t k;
+  /// Floats per token that features carry for decoding: `sae_features.row_state`.
+  int64_t row_state_width;
+  /// Bytes of the weights.
+  uint64_t bytes;
+  /// The format it was loaded from: "native", "saelens", "openai"; NULL if it came from no file.
+  const char *format;
+  /// What loading inferred, assumed or left aside, in words, one note a line; NULL if nothing.
+  const char *notes;
+  /// The language model whose activations it was trained on.
+  const char *model_name;
+  /// Where the input is read, as the file names it.
+  const char *hook_point;
+  /// The same as TransformerLens names it, where it was understood: `blocks.8.hook_resid_post`.
+  const char *hook_point_transformer_lens;
+  /// The same as the Hugging Face module whose output it is: `model.layers.8`.
+  const char *hook_point_hugging_face;
+  /// The same as the tensor of llama.cpp's graph: `l_out-8`.
+  const char *hook_point_ggml;
+  /// Where the output belongs, if elsewhere (transcoders), as the file names it.
+  const char *hook_point_out;
+  /// The same as the tensor of llama.cpp's graph.
+  const char *hook_point_out_ggml;
+  /// Token positions left out of training; valid until the model is freed.
+  const uint32_t *excluded_positions;
+  /// How many of them.
+  size_t n_excluded_positions;
+  /// Tokens per context in training; 0: unknown.
+  uint32_t context_size;
+  /// Whether texts began with the beginning-of-sequence token: `SAE_YES`, `SAE_NO`, `SAE_UNKNOWN`.
+  int32_t prepend_bos;
+  /// Whether the language model's writing weights were centred, so that inputs have mean 0. An engine's do not.
+  int32_t centered_writing_weights;
+  /// Whether the language model's LayerNorm weights were folded into the next layer.
+  int32_t folded_layer_norm;
+} sae_info;
+
+/// Loads a model from a file, or from a directory that holds one; `path` is UTF-8. The format is recognised by content.
+/// A file that is not sound is refused with `SAE_ERROR_FORMAT`, weights that are not finite with `SAE_ERROR_NOT_FINITE`.
+sae_status sae_model_load(const char *path,
+                          const sae_load_options *options,
+                          sae_model **out,
+                          sae_error **error);
+
+/// Tells what loading a file with these options would need; no weight is read.
+sae_status sae_model_memory(const char *path,
+                            const sae_load_options *options,
+                            sae_memory *out,
+                            sae_error **error);
+
+/// Saves a model in the library's own format, a safetensors file. The file appears whole or not at all: on failure, the
+/// one that was there is untouched.
+sae_status sae_model_save(const sae_model *model,
+                          const char *path,
+                          const sae_save_options *options,
+                          sae_error **error);
+
+/// Tells what a model is.
+sae_status sae_model_info(const sae_model *model, sae_info *out, sae_error **error);
+
+/// Copies weights: `rows` rows of a matrix into `out` `[rows, columns]`, or as many numbers of a vector into `out` `[rows]`, in
+/// f32, f16 or bf16. `first` is the index of the first latent, or of the first row or number where there are no latents.
+sae_status sae_model_read(const sae_model *model,
+                          int32_t which,
+                          int64_t first,
+                          int64_t rows,
+                          const sae_tensor *out,
+                          sae_error **error);
+
+/// Frees a model; NULL is nothing.
+void sae_model_free(sae_model *model);
+
+#define SAE_CONVENTION_INIT SAE_SIZED_INIT(sae_convention)
+#define SAE_LOAD_OPTIONS_INIT SAE_SIZED_INIT(sae_load_options)
+#define SAE_SAVE_OPTIONS_INIT SAE_SIZED_INIT(sae_save_options)
+#define SAE_MEMORY_INIT SAE_SIZED_INIT(sae_memory)
+#define SAE_INFO_INIT SAE_SIZED_INIT(sae_info)
+
+// ---- Models of weights in memory -------------------------------------------------------------------------------------
+
+/// What a model made of weights in memory shall be.
+typedef struct sae_model_desc {
+  /// `sizeof(sae_model_desc)`; `SAE_MODEL_DESC_INIT` sets it.
+  size_t struct_size;
+  /// Width of the input.
+  int64_t d_in;
+  /// Width of the output; 0: `d_in`.
+  int64_t d_out;
+  /// Latents given.
+  int64_t n_latents;
+  /// Index of the first of them, if they are a shard of a larger model.
+  int64_t first_latent;
+  /// Latents kept per token, for `SAE_ARCHITECTURE_TOP_K` alone.
+  int64_t k;
+  /// What the inputs must look like; NULL: not known.
+  const sae_convention *convention;
+  /// `SAE_ARCHITECTURE_…`.
+  int32_t architecture;
+  /// `SAE_NORMALIZATION_…`.
+  int32_t normalization;
+  /// `SAE_MODEL_KEEPS_B_DEC`, `SAE_MODEL_STAYS_NORMALIZED`, `SAE_MODEL_RESCALES`. A skip path is there if W_skip is given.
+  uint32_t flags;
+  /// 0.
+  uint32_t reserved;
+} sae_model_desc;
+
+/// A weight tensor with its name: "W_enc" `[n_latents, d_in]`, "W_dec" `[n_latents, d_out]`, "b_enc" `[n_latents]`, "b_dec" `[d_out]`,
+/// "threshold" `[n_latents]` for JumpReLU, "W_skip" `[d_out, d_in]` for a skip path. f32, f16 or bf16; in both large matrices
+/// a latent is a row. Biases that are not given are 0.
+typedef struct sae_named_tensor {
+  /// The name.
+  const char *name;
+  /// The numbers.
+  sae_tensor tensor;
+} sae_named_tensor;
+
+/// Makes a model of weights in memory, which are copied, or with `SAE_LOAD_BORROW` (in `options`) used where they are: then they
+/// must stay as they are until `release` is called, matrices must have no gaps between rows, and vectors are copied still.
+sae_status sae_model_from_weights(const sae_model_desc *desc,
+                                  const sae_named_tensor *weights,
+                                  size_t n_weights,
+                                  const sae_load_options *options,
+                                  sae_model **out,
+                                  sae_error **error);
+
+#define SAE_MODEL_DESC_INIT SAE_SIZED_INIT(sae_model_desc)
+
+// ---- Sessions: encode, decode, steer ---------------------------------------------------------------------------------
+
+/// Allow scores that are repeatable on one device but not bit for bit the same on all. The CPU's are the same anyway.
+#define SAE_RUN_FAST 1
+/// List features by index instead of strongest first.
+#define SAE_RUN_ORDER_INDEX 2
+/// Round `x + addend` to x's type, as engines do that write the sum back before they read it.
+#define SAE_RUN_ROUND_SUM 4
+
+/// The session's own stream.
+#define SAE_STREAM_SESSION 0
+/// The host's, in `sae_run.stream`; for models on a GPU alone.
+#define SAE_STREAM_HOST 1
+/// Return when the work is done. On the CPU, calls always do.
+#define SAE_STREAM_SYNCHRONOUS 2
+
+/// The host brings working memory with each call; the session keeps none.
+#define SAE_SESSION_HOST_WORKSPACE 1
+
+/// Activations: 0 where a latent is not active.
+#define SAE_ACTIVATIONS 0
+
+/// Pre-activations.
+#define SAE_PRE_ACTIVATIONS 1
+
+/// Add `strength` to the activation, active or not.
+#define SAE_EDIT_ADD 0
+/// Make the activation `strength`.
+#define SAE_EDIT_SET 1
+/// Multiply the activation by `strength`.
+#define SAE_EDIT_SCALE 2
+/// Make the activation 0.
+#define SAE_EDIT_ABLATE 3
+/// Leave tokens alone on which the latent is not active.
+#define SAE_EDIT_ONLY_ACTIVE 1
+
+/// The most shards that `sae_features_merge` takes.
+#define SAE_MAX_PARTS 64
+
+/// One stream of work over one model: working memory and the hot calls, which allocate nothing. For one thread at a
+/// time; a call that comes while another runs is refused with `SAE_ERROR_BAD_STATE`. Sessions are independent of each other.
+typedef struct sae_session sae_session;
+
+/// What a session is made for. NULL or all zero: the defaults.
+typedef struct sae_session_options {
+  /// `sizeof(sae_session_options)`; `SAE_SESSION_OPTIONS_INIT` sets it.
+  size_t struct_size;
+  /// The most tokens per call; 0: 512. More are an error, not a silent split.
+  int64_t max_tokens;
+  /// The most slots per token in features; 0: k for TopK, else 1024, at most `n_latents`.
+  int64_t max_width;
+  /// How many lists of edits there can be; 0: 1.
+  int64_t slots;
+  /// How many edits a list can have; 0: 16.
+  int64_t edits_per_slot;
+  /// Who computes; NULL: the calling thread alone.
+  const sae_pool *pool;
+  /// `SAE_SESSION_…`.
+  uint32_t flags;
+  /// `SAE_RUN_…` for every call.
+  uint32_t run_flags;
+} sae_session_options;
+
+/// How one call runs. NULL or all zero: as the session was made.
+typedef struct sae_run {
+  /// `sizeof(sae_run)`; `SAE_RUN_INIT` sets it.
+  size_t struct_size;
+  /// `SAE_RUN_…`, added to the session's.
+  uint32_t flags;
+  /// `SAE_STREAM_…`.
+  int32_t stream_kind;
+  /// The host's stream, with `SAE_STREAM_HOST`.
+  void *stream;
+  /// Working memory for this call, aligned to 64 bytes, instead of the session's. May be shared by sessions that run one
+  /// after another. Must not overlap the tensors.
+  void *workspace;
+  /// Its bytes; `sae_session_memory` says how many are needed.
+  size_t workspace_size;
+} sae_run;
+
+/// One change to one latent. 32 bytes.
+typedef struct sae_edit {
+  /// Index of the latent.
+  int32_t feature;
+  /// `SAE_EDIT_ADD`, `SAE_EDIT_SET`, `SAE_EDIT_SCALE`, `SAE_EDIT_ABLATE`.
+  int32_t op;
+  /// By how much, in units of the latent's activation.
+  float strength;
+  /// The change of the activation is clamped to ±`limit`; 0: no limit.
+  float limit;
+  /// `SAE_EDIT_ONLY_ACTIVE`.
+  uint32_t flags;
+  /// 0.
+  uint32_t reserved[3];
+} sae_edit;
+
+/// Whom to steer, and where. NULL or all zero: every token by slot 0, in place.
+typedef struct sae_steering {
+  /// `sizeof(sae_steering)`; `SAE_STEERING_INIT` sets it.
+  size_t struct_size;
+  /// `[T]`, i32: each token's slot; -1: leave it alone. NULL: slot 0 for all.
+  const sae_tensor *row_slot;
+  /// Features of these tokens, if they are already encoded; NULL: what the edits need is computed.
+  const sae_features *known;
+  /// `[T, d_out]`: what is edited; NULL: `x`. For a transcoder, x is read at one place and y written at another.
+  const sae_tensor *y;
+  /// `[T, d_out]`, of y's type: where the result goes; NULL: y, in place.
+  const sae_tensor *out;
+} sae_steering;
+
+/// Makes a session, with all the memory its calls will need.
+sae_status sae_session_create(const sae_model *model,
+                              const sae_session_options *options,
+                              sae_session **out,
+                              sae_error **error);
+
+/// Tells what such a session would need.
+sae_status sae_session_memory(const sae_model *model,
+                              const sae_session_options *options,
+                              sae_memory *out,
+                              sae_error **error);
+
+/// Sparse features of each token of `x` `[T, d_in]`, or of `x + addend` if `addend` is not NULL (the sum is formed in f32). A token
+/// that is not finite gets no features and count -1; the call succeeds.
+sae_status sae_encode(sae_session *session,
+                      const sae_run *run,
+                      const sae_tensor *x,
+                      const sae_tensor *addend,
+                      const sae_features *out,
+                      sae_error **error);
+
+/// Activations of the latents `ids` `[m]` (i32, global indices) alone, into `out` `[T, m]`. With TopK, a latent that is not among a
+/// token's k largest has activation 0. An id out of range counts as inactive; a token that is not finite gives NaN.
+sae_status sae_encode_selected(sae_session *session,
+                               const sae_run *run,
+                               const sae_tensor *x,
+                               const sae_tensor *addend,
+                               const sae_tensor *ids,
+                               const sae_tensor *out,
+                               sae_error **error);
+
+/// All activations or pre-activations, into `z` `[T, n_latents]`. A token that is not finite gives NaN.
+sae_status sae_encode_dense(sae_session *session,
+                            const sae_run *run,
+                            const sae_tensor *x,
+                            int32_t what,
+                            const sae_tensor *z,
+                            sae_error **error);
+
+/// Activation vectors from features, into `x_hat` `[T, d_out]`. `x` is the raw input, which models with a skip path need; else it may
+/// be NULL. A token with count -1 gives NaN; an index out of range is left out and counted, see `sae_session_status`.
+sae_status sae_decode(sae_session *session,
+                      const sae_run *run,
+                      const sae_features *features,
+                      const sae_tensor *x,
+                      const sae_tensor *x_hat,
+                      sae_error **error);
+
+/// Encodes and decodes at once, from all active latents; `x_hat` may be `x` itself. `out` (NULL: not wanted) gets as many
+/// features as fit it.
+sae_status sae_reconstruct(sae_session *session,
+                           const sae_run *run,
+                           const sae_tensor *x,
+                           const sae_tensor *addend,
+                           const sae_features *out,
+                           const sae_tensor *x_hat,
+                           sae_error **error);
+
+/// Replaces the list of edits in a slot; none: the slot steers nothing. The edits are copied. A list may not name a latent
+/// twice. On failure the old list stays.
+sae_status sae_set_edits(sae_session *session,
+                         int32_t slot,
+                         const sae_edit *edits,
+                         size_t n_edits,
+                         sae_error **error);
+
+/// Changes activations by the edits of their slots: `out = y + scale · Σ δ_i · W_dec[i]`, with δ_i the change of latent i's
+/// activation and `scale` what the model's normalization divided the token by. The part of y that the model does not
+/// reconstruct is thereby kept. Tokens left alone keep their bits, as do tokens that are not finite. With TopK, whether a
+/// latent is active depends on all others: edits other than ADD on every token cost an encode, unless `known` is given.
+sae_status sae_steer(sae_session *session,
+                     const sae_run *run,
+                     const sae_tensor *x,
+                     const sae_tensor *addend,
+                     const sae_steering *steering,
+                     sae_error **error);
+
+/// Features of latent shards of a model, under global indices, into those of the whole. `parts` is an array of `n_parts`
+/// structs, of equal `struct_size`.
+sae_status sae_features_merge(sae_session *session,
+                              const sae_run *run,
+                              const sae_features *parts,
+                              size_t n_parts,
+                              const sae_features *out,
+                              sae_error **error);
+
+/// Faults of the device, and indices and slots out of range that calls took for -1 since the session was made. Never waits.
+/// `SAE_OK`: none.
+sae_status sae_session_status(sae_session *session,
+                              sae_error **error);
+
+/// Frees a session; NULL is nothing.
+void sae_session_free(sae_session *session);
+
+#define SAE_RUN_INIT SAE_SIZED_INIT(sae_run)
+#define SAE_SESSION_OPTIONS_INIT SAE_SIZED_INIT(sae_session_options)
+#define SAE_STEERING_INIT SAE_SIZED_INIT(sae_steering)
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif
+
+#endif  // SAE_H

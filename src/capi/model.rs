@@ -1,0 +1,575 @@
+//! Models: loaded, saved, asked.
+
+use std::ffi::{CString, c_char, c_void};
+use std::sync::Arc;
+
+use super::boundary::{boundary, check_flags, count, present, text};
+use super::handle::{Handle, get, put, take_back};
+use super::log::{SAE_LOG_INFO, SAE_LOG_WARNING, log};
+use super::sized::{self, Output, sized};
+use super::status::{c_text, sae_error, sae_status};
+use super::tensor::{needed, sae_device, sae_dtype, sae_tensor};
+use crate::error::{Result, fail};
+use crate::formats::{self, LoadOptions, SaveOptions};
+use crate::sae::{Architecture, Convention, HookPoint, Matrix, Normalization, Sae};
+use crate::tensor::{DType, Device};
+
+/// An SAE: what it is, and its weights. Never changes; any number of threads may use it at once. Counted: sessions keep the
+/// weights they need, so it may be freed before them.
+pub struct sae_model {
+    pub(super) sae: Arc<Sae>,
+    texts: Texts,
+}
+
+impl Handle for sae_model {}
+
+/// Keeps the `k` largest pre-activations that are positive.
+pub const SAE_ARCHITECTURE_TOP_K: i32 = 1;
+/// Keeps every positive pre-activation.
+pub const SAE_ARCHITECTURE_RELU: i32 = 2;
+/// Keeps a pre-activation that is positive and above its latent's threshold.
+pub const SAE_ARCHITECTURE_JUMP_RELU: i32 = 3;
+
+/// Inputs are taken as they are.
+pub const SAE_NORMALIZATION_NONE: i32 = 0;
+/// Each token is brought to mean 0 and standard deviation 1, which decoding undoes.
+pub const SAE_NORMALIZATION_LAYER_NORM: i32 = 1;
+/// Each token is scaled to norm sqrt(d), which decoding undoes.
+pub const SAE_NORMALIZATION_CONSTANT_NORM: i32 = 2;
+
+/// b_dec is not subtracted from the input before encoding.
+pub const SAE_MODEL_KEEPS_B_DEC: u32 = 1;
+/// Decoding does not undo the normalization of the input.
+pub const SAE_MODEL_STAYS_NORMALIZED: u32 = 2;
+/// Pre-activations are multiplied by the norms of their decoder rows, activations divided by them before decoding.
+pub const SAE_MODEL_RESCALES: u32 = 4;
+/// There is a skip path, W_skip, from the raw input to the output.
+pub const SAE_MODEL_HAS_SKIP: u32 = 8;
+
+/// What a file does not say.
+pub const SAE_UNKNOWN: i32 = 0;
+/// It is so.
+pub const SAE_YES: i32 = 1;
+/// It is not so.
+pub const SAE_NO: i32 = -1;
+
+/// What a model's inputs must look like. A wrong convention fails silently: sizes fit, and the features are nonsense.
+/// NULL, 0 and `SAE_UNKNOWN` mean that it is not known.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_convention {
+    /// `sizeof(sae_convention)`; `SAE_CONVENTION_INIT` sets it.
+    pub struct_size: usize,
+    /// The language model whose activations these are.
+    pub model_name: *const c_char,
+    /// Where in it the input is read, as TransformerLens, Hugging Face or ggml name it: `blocks.8.hook_resid_post`,
+    /// `model.layers.8`, `l_out-8`.
+    pub hook_point: *const c_char,
+    /// Where the output belongs, if elsewhere (transcoders).
+    pub hook_point_out: *const c_char,
+    /// Token positions left out of training, such as the attention sink at 0.
+    pub excluded_positions: *const u32,
+    /// How many of them.
+    pub n_excluded_positions: usize,
+    /// Tokens per context in training.
+    pub context_size: u32,
+    /// Whether texts began with the beginning-of-sequence token: `SAE_YES`, `SAE_NO`, `SAE_UNKNOWN`.
+    pub prepend_bos: i32,
+    /// Whether the language model's writing weights were centred, so that inputs have mean 0. An engine's do not.
+    pub centered_writing_weights: i32,
+    /// Whether the language model's LayerNorm weights were folded into the next layer.
+    pub folded_layer_norm: i32,
+}
+sized!(sae_convention: model_name, hook_point, hook_point_out, excluded_positions, n_excluded_positions, context_size,
+    prepend_bos, centered_writing_weights, folded_layer_norm);
+
+/// Leave the matrices in the file and page them in as they are read. The file must then not change while the model lives.
+pub const SAE_LOAD_MAP: u32 = 1;
+/// `sae_model_from_weights` uses the caller's matrices where they are, instead of copying them.
+pub const SAE_LOAD_BORROW: u32 = 2;
+
+/// Tells the owner of borrowed memory that nobody uses it any more. May come on any thread.
+pub type sae_release = Option<unsafe extern "C" fn(context: *mut c_void)>;
+
+/// How to load. NULL or all zero: everything as the file has it, copied into memory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_load_options {
+    /// `sizeof(sae_load_options)`; `SAE_LOAD_OPTIONS_INIT` sets it.
+    pub struct_size: usize,
+    /// The format's name, to skip recognition: "native", "saelens", "openai".
+    pub format: *const c_char,
+    /// What the file does not say, or says wrongly: each field that is set replaces the file's.
+    pub convention: *const sae_convention,
+    /// Load these of the stored latents alone; they keep their indices. For hosts that shard latents over devices.
+    pub first_latent: i64,
+    /// How many from `first_latent` on; 0: all.
+    pub n_latents: i64,
+    /// With `SAE_LOAD_BORROW`: called once, when the last user of the matrices is gone. Never if the call fails.
+    pub release: sae_release,
+    /// Handed to `release`.
+    pub release_context: *mut c_void,
+    /// Where the model shall live; zero: the CPU.
+    pub device: sae_device,
+    /// The type to keep matrices in, f32, f16 or bf16; zero: as stored. Vectors are always f32.
+    pub dtype: sae_dtype,
+    /// `SAE_LOAD_…`.
+    pub flags: u32,
+    /// The factor by which training multiplied activations, for files that say that there was one but not which; it
+    /// is folded into the weights. 0: none.
+    pub activation_scale: f32,
+    /// 0.
+    pub reserved: u32,
+}
+sized!(sae_load_options: format, convention, first_latent, n_latents, release, release_context, device, dtype, flags,
+    activation_scale, reserved);
+
+/// How to save. NULL or all zero: the types that the matrices have.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_save_options {
+    /// `sizeof(sae_save_options)`; `SAE_SAVE_OPTIONS_INIT` sets it.
+    pub struct_size: usize,
+    /// The type to write matrices in, f32, f16 or bf16; zero: as they are kept.
+    pub dtype: sae_dtype,
+    /// 0.
+    pub flags: u32,
+}
+sized!(sae_save_options: dtype, flags);
+
+/// Bytes that something needs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_memory {
+    /// `sizeof(sae_memory)`; `SAE_MEMORY_INIT` sets it.
+    pub struct_size: usize,
+    /// Held as long as the object lives.
+    pub resident: u64,
+    /// Mapped from a file: address space, paged in as it is read.
+    pub mapped: u64,
+    /// The most that is allocated at any moment of making it, `resident` included.
+    pub peak: u64,
+    /// Of a session: working memory, in `resident` unless the host brings it with each call (`sae_run.workspace`).
+    pub workspace: u64,
+}
+sized!(sae_memory: resident, mapped, peak, workspace);
+
+/// What a model is. Texts are valid until the model is freed, and NULL where nothing is known.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_info {
+    /// `sizeof(sae_info)`; `SAE_INFO_INIT` sets it.
+    pub struct_size: usize,
+    /// `SAE_ARCHITECTURE_…`.
+    pub architecture: i32,
+    /// `SAE_NORMALIZATION_…`.
+    pub normalization: i32,
+    /// `SAE_MODEL_…`.
+    pub flags: u32,
+    /// The type that matrices are kept in.
+    pub dtype: sae_dtype,
+    /// Where the model lives.
+    pub device: sae_device,
+    /// Width of the input.
+    pub d_in: i64,
+    /// Width of the output; differs from `d_in` for transcoders alone.
+    pub d_out: i64,
+    /// Latents held here.
+    pub n_latents: i64,
+    /// Index of the first of them; not 0 for a shard alone.
+    pub first_latent: i64,
+    /// Latents kept per token; 0 where the architecture has no such number.
+    pub k: i64,
+    /// Floats per token that features carry for decoding: `sae_features.row_state`.
+    pub row_state_width: i64,
+    /// Bytes of the weights.
+    pub bytes: u64,
+    /// The format it was loaded from: "native", "saelens", "openai"; NULL if it came from no file.
+    pub format: *const c_char,
+    /// What loading inferred, assumed or left aside, in words, one note a line; NULL if nothing.
+    pub notes: *const c_char,
+    /// The language model whose activations it was trained on.
+    pub model_name: *const c_char,
+    /// Where the input is read, as the file names it.
+    pub hook_point: *const c_char,
+    /// The same as TransformerLens names it, where it was understood: `blocks.8.hook_resid_post`.
+    pub hook_point_transformer_lens: *const c_char,
+    /// The same as the Hugging Face module whose output it is: `model.layers.8`.
+    pub hook_point_hugging_face: *const c_char,
+    /// The same as the tensor of llama.cpp's graph: `l_out-8`.
+    pub hook_point_ggml: *const c_char,
+    /// Where the output belongs, if elsewhere (transcoders), as the file names it.
+    pub hook_point_out: *const c_char,
+    /// The same as the tensor of llama.cpp's graph.
+    pub hook_point_out_ggml: *const c_char,
+    /// Token positions left out of training; valid until the model is freed.
+    pub excluded_positions: *const u32,
+    /// How many of them.
+    pub n_excluded_positions: usize,
+    /// Tokens per context in training; 0: unknown.
+    pub context_size: u32,
+    /// Whether texts began with the beginning-of-sequence token: `SAE_YES`, `SAE_NO`, `SAE_UNKNOWN`.
+    pub prepend_bos: i32,
+    /// Whether the language model's writing weights were centred, so that inputs have mean 0. An engine's do not.
+    pub centered_writing_weights: i32,
+    /// Whether the language model's LayerNorm weights were folded into the next layer.
+    pub folded_layer_norm: i32,
+}
+sized!(sae_info: architecture, normalization, flags, dtype, device, d_in, d_out, n_latents, first_latent, k, row_state_width,
+    bytes, format, notes, model_name, hook_point, hook_point_transformer_lens, hook_point_hugging_face, hook_point_ggml,
+    hook_point_out, hook_point_out_ggml, excluded_positions, n_excluded_positions, context_size, prepend_bos,
+    centered_writing_weights, folded_layer_norm);
+
+/// Loads a model from a file, or from a directory that holds one; `path` is UTF-8. The format is recognised by content.
+/// A file that is not sound is refused with `SAE_ERROR_FORMAT`, weights that are not finite with `SAE_ERROR_NOT_FINITE`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_model_load(
+    path: *const c_char,
+    options: *const sae_load_options,
+    out: *mut *mut sae_model,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        present("out", out)?;
+        // SAFETY: the caller's pointers.
+        let (path, options) = unsafe { (path_text(path)?, LoadChoice::read(options)?) };
+        options.refuse_borrow()?;
+        let loaded = formats::load(path, &options.load)?;
+        let spec = loaded.sae.spec();
+        log(SAE_LOG_INFO, || {
+            let (name, n, d) = (spec.architecture.name(), spec.n_latents, spec.d_in);
+            format!("{path}: loaded {name} SAE of {n} latents over {d}, {} bytes", loaded.sae.byte_size())
+        });
+        for note in &loaded.notes {
+            log(SAE_LOG_WARNING, || format!("{path}: {note}"));
+        }
+        let model = sae_model::new(loaded.sae, Some(loaded.format), &loaded.notes);
+        // SAFETY: the caller's place for a handle.
+        unsafe { put(out, model) };
+        Ok(())
+    })
+}
+
+/// Tells what loading a file with these options would need; no weight is read.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_model_memory(
+    path: *const c_char,
+    options: *const sae_load_options,
+    out: *mut sae_memory,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (out, path, options) = unsafe { (Output::new("out", out)?, path_text(path)?, LoadChoice::read(options)?) };
+        options.refuse_borrow()?;
+        let formats::Memory { resident, mapped, peak } = formats::memory(path, &options.load)?;
+        out.write(&sae_memory { struct_size: 0, resident, mapped, peak, workspace: 0 });
+        Ok(())
+    })
+}
+
+/// Saves a model in the library's own format, a safetensors file. The file appears whole or not at all: on failure, the
+/// one that was there is untouched.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_model_save(
+    model: *const sae_model,
+    path: *const c_char,
+    options: *const sae_save_options,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (model, path, options) =
+            unsafe { (get("model", model)?, path_text(path)?, sized::read("options", options)?) };
+        let mut save = SaveOptions::default();
+        if let Some(options) = options {
+            check_flags("options.flags", options.flags, 0)?;
+            save.dtype = options.dtype.choose("options")?;
+        }
+        formats::save(&model.sae, path, &save)?;
+        log(SAE_LOG_INFO, || format!("{path}: saved"));
+        Ok(())
+    })
+}
+
+/// Tells what a model is.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_model_info(
+    model: *const sae_model,
+    out: *mut sae_info,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (model, out) = unsafe { (get("model", model)?, Output::new("out", out)?) };
+        out.write(&model.info());
+        Ok(())
+    })
+}
+
+/// Encoder directions, `[n_latents, d_in]`.
+pub const SAE_W_ENC: i32 = 1;
+/// Decoder directions, `[n_latents, d_out]`.
+pub const SAE_W_DEC: i32 = 2;
+/// Encoder biases, `[n_latents]`.
+pub const SAE_B_ENC: i32 = 3;
+/// The decoder's bias, `[d_out]`.
+pub const SAE_B_DEC: i32 = 4;
+/// JumpReLU's thresholds, `[n_latents]`.
+pub const SAE_THRESHOLD: i32 = 5;
+/// The skip path, `[d_out, d_in]`.
+pub const SAE_W_SKIP: i32 = 6;
+
+/// Copies weights: `rows` rows of a matrix into `out` `[rows, columns]`, or as many numbers of a vector into `out` `[rows]`, in
+/// f32, f16 or bf16. `first` is the index of the first latent, or of the first row or number where there are no latents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_model_read(
+    model: *const sae_model,
+    which: i32,
+    first: i64,
+    rows: i64,
+    out: *const sae_tensor,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (model, mut out) = unsafe { (get("model", model)?, needed("out", out)?.write("out")?) };
+        let (first, rows) = (count("first", first)?, count("rows", rows)?);
+        let (sae, w) = (&model.sae, model.sae.weights());
+        let latents = sae.spec().first_latent;
+        let (source, start) = match which {
+            SAE_W_ENC => (Source::Matrix(&w.w_enc), latents),
+            SAE_W_DEC => (Source::Matrix(&w.w_dec), latents),
+            SAE_B_ENC => (Source::Vector(&w.b_enc), latents),
+            SAE_B_DEC => (Source::Vector(&w.b_dec), 0),
+            SAE_THRESHOLD => match &w.threshold {
+                Some(threshold) => (Source::Vector(threshold), latents),
+                None => return fail!(Unsupported, "which: this model has no threshold"),
+            },
+            SAE_W_SKIP => match &w.w_skip {
+                Some(w_skip) => (Source::Matrix(w_skip), 0),
+                None => return fail!(Unsupported, "which: this model has no W_skip"),
+            },
+            other => return fail!(InvalidArgument, "which: {other} is not known"),
+        };
+        let (shape, len) = match source {
+            Source::Matrix(matrix) => (&[rows, matrix.cols()][..], matrix.rows()),
+            Source::Vector(vector) => (&[rows][..], vector.len()),
+        };
+        let Some(offset) = first.checked_sub(start).filter(|offset| rows <= len && *offset <= len - rows) else {
+            return fail!(InvalidArgument, "first: {first}..+{rows} is not a part of {start}..{}", start + len);
+        };
+        crate::features::check_tensor("out", &out.as_ref(), shape, DType::is_float, "f32, f16 or bf16")?;
+        if !out.as_ref().device().is_host() {
+            return fail!(InvalidTensor, "out: is on {}, but the model is on cpu", out.as_ref().device());
+        }
+        match source {
+            Source::Matrix(matrix) => {
+                let mut scratch = vec![0.0; matrix.cols()];
+                (0..rows).for_each(|row| out.write_row(row, matrix.row_f32(offset + row, &mut scratch)));
+            }
+            Source::Vector(_) if rows == 0 => {}
+            Source::Vector(vector) => out.write_row(0, &vector[offset..offset + rows]),
+        }
+        Ok(())
+    })
+}
+
+/// What [`sae_model_read`] reads of.
+enum Source<'a> {
+    Matrix(&'a Matrix),
+    Vector(&'a [f32]),
+}
+
+/// Frees a model; NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_model_free(model: *mut sae_model) {
+    // SAFETY: the caller's handle, which it gives up.
+    unsafe { take_back(model) };
+}
+
+/// What a model's info points to.
+#[derive(Default)]
+struct Texts {
+    format: Option<CString>,
+    notes: Option<CString>,
+    model_name: Option<CString>,
+    hook_point: Option<CString>,
+    transformer_lens: Option<CString>,
+    hugging_face: Option<CString>,
+    ggml: Option<CString>,
+    hook_point_out: Option<CString>,
+    ggml_out: Option<CString>,
+}
+
+impl sae_model {
+    pub(super) fn new(sae: Sae, format: Option<&str>, notes: &[String]) -> Self {
+        let Convention { model_name, hook_point, hook_point_out, .. } = &sae.spec().convention;
+        let (hook, hook_out) = (hook_point.as_ref(), hook_point_out.as_ref());
+        let owned = |text: String| c_text(&text);
+        let texts = Texts {
+            format: format.map(c_text),
+            notes: (!notes.is_empty()).then(|| c_text(&notes.join("\n"))),
+            model_name: model_name.as_deref().map(c_text),
+            hook_point: hook.map(|hook| c_text(hook.name())),
+            transformer_lens: hook.and_then(HookPoint::transformer_lens_name).map(owned),
+            hugging_face: hook.and_then(HookPoint::hugging_face_name).map(owned),
+            ggml: hook.and_then(HookPoint::ggml_name).map(owned),
+            hook_point_out: hook_out.map(|hook| c_text(hook.name())),
+            ggml_out: hook_out.and_then(HookPoint::ggml_name).map(owned),
+        };
+        Self { sae: Arc::new(sae), texts }
+    }
+
+    fn info(&self) -> sae_info {
+        let spec = self.sae.spec();
+        let (texts, convention) = (&self.texts, &spec.convention);
+        let text = |text: &Option<CString>| text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr());
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        sae_info {
+            struct_size: 0,
+            architecture: match spec.architecture {
+                Architecture::TopK { .. } => SAE_ARCHITECTURE_TOP_K,
+                Architecture::Relu => SAE_ARCHITECTURE_RELU,
+                Architecture::JumpRelu => SAE_ARCHITECTURE_JUMP_RELU,
+            },
+            normalization: match spec.normalization {
+                Normalization::None => SAE_NORMALIZATION_NONE,
+                Normalization::LayerNorm => SAE_NORMALIZATION_LAYER_NORM,
+                Normalization::ConstantNorm => SAE_NORMALIZATION_CONSTANT_NORM,
+            },
+            flags: flag(!spec.subtract_b_dec, SAE_MODEL_KEEPS_B_DEC)
+                | flag(!spec.denormalize_output, SAE_MODEL_STAYS_NORMALIZED)
+                | flag(spec.rescale_by_decoder_norm, SAE_MODEL_RESCALES)
+                | flag(self.sae.weights().w_skip.is_some(), SAE_MODEL_HAS_SKIP),
+            dtype: sae_dtype::of(self.sae.weights().w_enc.dtype()),
+            device: sae_device::of(Device::CPU),
+            d_in: spec.d_in as i64,
+            d_out: spec.d_out as i64,
+            n_latents: spec.n_latents as i64,
+            first_latent: spec.first_latent as i64,
+            k: spec.architecture.k().unwrap_or(0) as i64,
+            row_state_width: spec.row_state_width() as i64,
+            bytes: self.sae.byte_size() as u64,
+            format: text(&texts.format),
+            notes: text(&texts.notes),
+            model_name: text(&texts.model_name),
+            hook_point: text(&texts.hook_point),
+            hook_point_transformer_lens: text(&texts.transformer_lens),
+            hook_point_hugging_face: text(&texts.hugging_face),
+            hook_point_ggml: text(&texts.ggml),
+            hook_point_out: text(&texts.hook_point_out),
+            hook_point_out_ggml: text(&texts.ggml_out),
+            excluded_positions: match convention.excluded_positions.as_slice() {
+                [] => std::ptr::null(),
+                positions => positions.as_ptr(),
+            },
+            n_excluded_positions: convention.excluded_positions.len(),
+            context_size: convention.context_size.unwrap_or(0),
+            prepend_bos: say(convention.prepend_bos),
+            centered_writing_weights: say(convention.centered_writing_weights),
+            folded_layer_norm: say(convention.folded_layer_norm),
+        }
+    }
+}
+
+fn say(known: Option<bool>) -> i32 {
+    match known {
+        None => SAE_UNKNOWN,
+        Some(true) => SAE_YES,
+        Some(false) => SAE_NO,
+    }
+}
+
+impl sae_convention {
+    /// The convention behind a pointer; NULL: nothing is known.
+    ///
+    /// # Safety
+    /// What it points to must be so.
+    pub(super) unsafe fn read(name: &str, pointer: *const Self) -> Result<Convention> {
+        use super::boundary::array;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let Some(given) = sized::read(name, pointer)? else { return Ok(Convention::default()) };
+            let say = |field: &str, code: i32| match code {
+                SAE_UNKNOWN => Ok(None),
+                SAE_YES => Ok(Some(true)),
+                SAE_NO => Ok(Some(false)),
+                other => fail!(InvalidArgument, "{name}.{field}: expected -1, 0 or 1, found {other}"),
+            };
+            let words = |field: &str, pointer| text(field, pointer).map_err(|e| e.at(name));
+            Ok(Convention {
+                model_name: words("model_name", given.model_name)?.map(str::to_owned),
+                hook_point: words("hook_point", given.hook_point)?.map(HookPoint::parse),
+                hook_point_out: words("hook_point_out", given.hook_point_out)?.map(HookPoint::parse),
+                prepend_bos: say("prepend_bos", given.prepend_bos)?,
+                context_size: (given.context_size > 0).then_some(given.context_size),
+                excluded_positions: array("excluded_positions", given.excluded_positions, given.n_excluded_positions)
+                    .map_err(|e| e.at(name))?
+                    .to_vec(),
+                centered_writing_weights: say("centered_writing_weights", given.centered_writing_weights)?,
+                folded_layer_norm: say("folded_layer_norm", given.folded_layer_norm)?,
+            })
+        }
+    }
+}
+
+/// Load options, understood.
+#[derive(Default)]
+pub(super) struct LoadChoice {
+    pub(super) load: LoadOptions,
+    /// Whether the caller's matrices are used where they are, and what to call when they are not any more.
+    pub(super) borrow: Option<(sae_release, *mut c_void)>,
+}
+
+impl LoadChoice {
+    /// The options behind a pointer; NULL: the defaults.
+    ///
+    /// # Safety
+    /// What it points to must be so.
+    pub(super) unsafe fn read(pointer: *const sae_load_options) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let Some(given) = sized::read("options", pointer)? else { return Ok(Self::default()) };
+            check_flags("options.flags", given.flags, SAE_LOAD_MAP | SAE_LOAD_BORROW)?;
+            given.device.choose("options")?;
+            if given.reserved != 0 {
+                return fail!(InvalidArgument, "options.reserved: {} is not known; leave it 0", given.reserved);
+            }
+            let (first, n) =
+                (count("options.first_latent", given.first_latent)?, count("options.n_latents", given.n_latents)?);
+            if first > 0 && n == 0 {
+                return fail!(InvalidArgument, "options.n_latents: is 0, but first_latent is {first}; say how many");
+            }
+            let borrow = given.flags & SAE_LOAD_BORROW != 0;
+            if !borrow && given.release.is_some() {
+                return fail!(InvalidArgument, "options.release: is set, but SAE_LOAD_BORROW is not");
+            }
+            let load = LoadOptions {
+                format: text("options.format", given.format)?.map(str::to_owned),
+                dtype: given.dtype.choose("options")?,
+                map: given.flags & SAE_LOAD_MAP != 0,
+                latents: (n > 0).then_some((first, n)),
+                activation_scale: (given.activation_scale != 0.0).then_some(given.activation_scale),
+                convention: sae_convention::read("options.convention", given.convention)?,
+            };
+            Ok(Self { load, borrow: borrow.then_some((given.release, given.release_context)) })
+        }
+    }
+
+    fn refuse_borrow(&self) -> Result<()> {
+        match self.borrow {
+            None => Ok(()),
+            Some(_) => fail!(
+                InvalidArgument,
+                "options.flags: SAE_LOAD_BORROW is for weights in memory; SAE_LOAD_MAP maps a file"
+            ),
+        }
+    }
+}
+
+unsafe fn path_text<'a>(path: *const c_char) -> Result<&'a str> {
+    present("path", path)?;
+    // SAFETY: the caller's C string.
+    Ok(unsafe { text("path", path)? }.expect("it is not null, as just checked"))
+}
