@@ -277,20 +277,17 @@ void sae_pool_free(sae_pool *pool);
 #define SAE_LOAD_BORROW 2
 
 /// Encoder directions, `[n_latents, d_in]`.
-#define SAE_W_ENC 1
+#define SAE_WEIGHT_W_ENC 1
 /// Decoder directions, `[n_latents, d_out]`.
-#define SAE_W_DEC 2
-
+#define SAE_WEIGHT_W_DEC 2
 /// Encoder biases, `[n_latents]`.
-#define SAE_B_ENC 3
+#define SAE_WEIGHT_B_ENC 3
 /// The decoder's bias, `[d_out]`.
-#define SAE_B_DEC 4
-
+#define SAE_WEIGHT_B_DEC 4
 /// JumpReLU's thresholds, `[n_latents]`.
-#define SAE_THRESHOLD 5
-
+#define SAE_WEIGHT_THRESHOLD 5
 /// The skip path, `[d_out, d_in]`.
-#define SAE_W_SKIP 6
+#define SAE_WEIGHT_W_SKIP 6
 
 /// An SAE: what it is, and its weights. Never changes; any number of threads may use it at once. Counted: sessions keep the
 /// weights they need, so it may be freed before them.
@@ -548,10 +545,9 @@ sae_status sae_model_from_weights(const sae_model_desc *desc,
 #define SAE_SESSION_HOST_WORKSPACE 1
 
 /// Activations: 0 where a latent is not active.
-#define SAE_ACTIVATIONS 0
-
+#define SAE_DENSE_ACTIVATIONS 0
 /// Pre-activations.
-#define SAE_PRE_ACTIVATIONS 1
+#define SAE_DENSE_PRE_ACTIVATIONS 1
 
 /// Add `strength` to the activation, active or not.
 #define SAE_EDIT_ADD 0
@@ -735,6 +731,211 @@ void sae_session_free(sae_session *session);
 #define SAE_RUN_INIT SAE_SIZED_INIT(sae_run)
 #define SAE_SESSION_OPTIONS_INIT SAE_SIZED_INIT(sae_session_options)
 #define SAE_STEERING_INIT SAE_SIZED_INIT(sae_steering)
+
+// ---- Trainers: a TopK SAE from activations as they flow by -----------------------------------------------------------
+
+/// No auxiliary loss on dead latents.
+#define SAE_TRAIN_NO_AUX 1
+/// No moving average of the weights, which saves its memory.
+#define SAE_TRAIN_NO_EMA 2
+
+/// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since.
+#define SAE_BATCH_ACCUMULATE 1
+
+/// The weights of the last step.
+#define SAE_EXPORT_WEIGHTS 0
+/// Their moving average over the steps, which often reconstructs better.
+#define SAE_EXPORT_EMA 1
+
+/// One training run of a TopK SAE: its weights, the optimizer's state and counters. For one thread at a time; a call that
+/// comes while another runs is refused with `SAE_ERROR_BAD_STATE`.
+typedef struct sae_trainer sae_trainer;
+
+/// How a run is made. `d`, `n_latents` and `k` must be set; zero is a good default of all others.
+typedef struct sae_train_options {
+  /// `sizeof(sae_train_options)`; `SAE_TRAIN_OPTIONS_INIT` sets it.
+  size_t struct_size;
+  /// Width of the activations.
+  int64_t d;
+  /// Number of latents.
+  int64_t n_latents;
+  /// Latents kept per token.
+  int64_t k;
+  /// Dead latents that the auxiliary loss uses per token; 0: d / 2.
+  int64_t k_aux;
+  /// The most tokens of a batch; 0: 8192.
+  int64_t max_batch_tokens;
+  /// Tokens without firing after which a latent is dead; 0: 10,000,000, or 5 % of `total_tokens` if that is less.
+  uint64_t dead_after_tokens;
+  /// Optimizer steps over which the learning rate rises from 0; 0: none.
+  uint64_t warmup_steps;
+  /// Planned length of the run in tokens; 0: not known. It may end sooner or later.
+  uint64_t total_tokens;
+  /// Seed of the initial weights, the only random numbers of a run.
+  uint64_t seed;
+  /// Who computes; NULL: the calling thread alone. The numbers do not depend on it.
+  const sae_pool *pool;
+  /// What the inputs look like, to be kept with what is exported; NULL: not known.
+  const sae_convention *convention;
+  /// Adam's learning rate; 0: 2e-4 / sqrt(n_latents / 16384).
+  float learning_rate;
+  /// The last part of `total_tokens`, 0 to 1, over which the learning rate falls to 0.
+  float decay_fraction;
+  /// The auxiliary loss's coefficient; 0: 1/32.
+  float aux_coefficient;
+  /// Adam's beta 1; 0: 0.9.
+  float adam_beta1;
+  /// Adam's beta 2; 0: 0.999.
+  float adam_beta2;
+  /// Adam's epsilon; 0: 6.25e-10.
+  float adam_epsilon;
+  /// Global norm that gradients are clipped to; 0: no clipping.
+  float clip_norm;
+  /// Decay of the weights' moving average; 0: 0.999.
+  float ema_decay;
+  /// What is done to activations first: `SAE_NORMALIZATION_NONE` or `SAE_NORMALIZATION_LAYER_NORM`.
+  int32_t normalization;
+  /// `SAE_TRAIN_NO_AUX`, `SAE_TRAIN_NO_EMA`.
+  uint32_t flags;
+} sae_train_options;
+
+/// What one call trains on.
+typedef struct sae_train_batch {
+  /// `sizeof(sae_train_batch)`; `SAE_TRAIN_BATCH_INIT` sets it.
+  size_t struct_size;
+  /// `[T, d]`, f32, f16 or bf16; T from 0 to `max_batch_tokens`.
+  const sae_tensor *x;
+  /// `[T, d]`: x + addend is trained on, formed in f32; NULL: x.
+  const sae_tensor *addend;
+  /// What to reconstruct instead of the input; transcoders cannot be trained yet, leave it NULL.
+  const sae_tensor *target;
+  /// `[T]`, i32: tokens with 0 are left out, such as the attention sink; NULL: all count.
+  const sae_tensor *row_mask;
+  /// `SAE_BATCH_ACCUMULATE`.
+  uint32_t flags;
+  /// 0.
+  uint32_t reserved;
+} sae_train_batch;
+
+/// What a call tells about itself. Losses, FVU and L0 are of its own tokens, under the weights they were computed with.
+typedef struct sae_train_stats {
+  /// `sizeof(sae_train_stats)`; `SAE_TRAIN_STATS_INIT` sets it.
+  size_t struct_size;
+  /// Optimizer steps made so far.
+  uint64_t step;
+  /// Tokens trained on since the run began.
+  uint64_t tokens_seen;
+  /// Tokens of this call that were trained on.
+  uint64_t tokens;
+  /// Tokens left out by the row mask.
+  uint64_t tokens_masked;
+  /// Tokens left out because they were not finite, or too large for their square to be.
+  uint64_t tokens_not_finite;
+  /// Latents that are dead after this call.
+  uint64_t dead;
+  /// What is minimised: `mse + aux`.
+  double loss;
+  /// The reconstruction's part, divided by the first sample's variance.
+  double mse;
+  /// The auxiliary loss's part, its coefficient included.
+  double aux;
+  /// Fraction of variance unexplained, 0 to 1 and beyond.
+  double fvu;
+  /// Mean count of active latents per token.
+  double l0;
+  /// Dead latents as a share of all.
+  double dead_fraction;
+  /// Global norm of the gradient before clipping; 0 if no step was made.
+  double grad_norm;
+  /// Learning rate of the step; 0 if no step was made.
+  double learning_rate;
+  /// 1 if this call made an optimizer step, 0 if its gradients wait.
+  int32_t applied;
+  /// 0.
+  uint32_t reserved;
+} sae_train_stats;
+
+/// What a run is, and how far it has come: after `sae_trainer_resume`, the host's data continues at `tokens_seen`.
+typedef struct sae_train_progress {
+  /// `sizeof(sae_train_progress)`; `SAE_TRAIN_PROGRESS_INIT` sets it.
+  size_t struct_size;
+  /// Width of the activations.
+  int64_t d;
+  /// Number of latents.
+  int64_t n_latents;
+  /// Latents kept per token.
+  int64_t k;
+  /// The most tokens of a batch.
+  int64_t max_batch_tokens;
+  /// Planned length of the run in tokens; 0: not known.
+  uint64_t total_tokens;
+  /// Optimizer steps made so far.
+  uint64_t step;
+  /// Tokens trained on so far.
+  uint64_t tokens_seen;
+  /// 1 if the run was started, 0 if not.
+  int32_t started;
+  /// 0.
+  uint32_t reserved;
+} sae_train_progress;
+
+/// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`.
+sae_status sae_trainer_create(const sae_train_options *options,
+                              sae_trainer **out,
+                              sae_error **error);
+
+/// Starts a run from a first sample `[S, d]`, some thousand tokens that look like the rest: b_dec becomes its geometric median,
+/// the loss is divided by its variance, and random weights are scaled to it. Tokens that are not finite are left out.
+sae_status sae_trainer_init_from(sae_trainer *trainer,
+                                 const sae_tensor *sample,
+                                 sae_error **error);
+
+/// Starts a run from the weights of a TopK or ReLU model of the same sizes; the loss is divided by the variance of the sample
+/// `[S, d]`.
+sae_status sae_trainer_warm_start(sae_trainer *trainer,
+                                  const sae_model *model,
+                                  const sae_tensor *sample,
+                                  sae_error **error);
+
+/// Trains on a batch: one optimizer step, unless it accumulates. `stats` may be NULL. A call that is refused changes nothing. If
+/// the gradient is not finite (`SAE_ERROR_NOT_FINITE`), it is dropped and the weights stay as they are.
+sae_status sae_train_step(sae_trainer *trainer,
+                          const sae_run *run,
+                          const sae_train_batch *batch,
+                          sae_train_stats *stats,
+                          sae_error **error);
+
+/// Tells what a run is, and how far it has come.
+sae_status sae_trainer_progress(sae_trainer *trainer,
+                                sae_train_progress *out,
+                                sae_error **error);
+
+/// Saves all that is needed to continue to the same bits into a directory, which is made if it is not there. Whatever
+/// happens, the directory holds the last complete checkpoint.
+sae_status sae_trainer_save(sae_trainer *trainer,
+                            const char *dir,
+                            sae_error **error);
+
+/// Continues a run from its last checkpoint. `options` may be NULL; what is set in them must agree with the checkpoint, except
+/// for `pool` and `max_batch_tokens`.
+sae_status sae_trainer_resume(const char *dir,
+                              const sae_train_options *options,
+                              sae_trainer **out,
+                              sae_error **error);
+
+/// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1.
+sae_status sae_trainer_export(sae_trainer *trainer,
+                              int32_t what,
+                              sae_model **out,
+                              sae_error **error);
+
+/// Frees a trainer; NULL is nothing.
+void sae_trainer_free(sae_trainer *trainer);
+
+#define SAE_TRAIN_OPTIONS_INIT SAE_SIZED_INIT(sae_train_options)
+#define SAE_TRAIN_BATCH_INIT SAE_SIZED_INIT(sae_train_batch)
+#define SAE_TRAIN_STATS_INIT SAE_SIZED_INIT(sae_train_stats)
+#define SAE_TRAIN_PROGRESS_INIT SAE_SIZED_INIT(sae_train_progress)
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -1,5 +1,7 @@
 //! `include/sae.h` says what the sources say. `SAE_BLESS=1 cargo test --test capi_header` rewrites it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 

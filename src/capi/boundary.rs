@@ -14,7 +14,7 @@ pub(super) fn boundary(error: *mut *mut sae_error, call: impl FnOnce() -> Result
     let Err(failure) = outcome else { return SAE_OK };
     let status = failure.status() as sae_status;
     if !error.is_null() {
-        let made = super::handle::give(sae_error::new(failure));
+        let made = super::handle::give(sae_error::new(&failure));
         // SAFETY: the caller's `sae_error **` points to a place for a pointer; its alignment does not matter here.
         unsafe { error.write_unaligned(made) };
     }
@@ -89,7 +89,10 @@ pub(super) fn check_flags(name: &str, flags: u32, known: u32) -> Result<()> {
 
 /// A count that the ABI carries as `int64_t`.
 pub(super) fn count(name: &str, value: i64) -> Result<usize> {
-    usize::try_from(value).or_else(|_| fail!(InvalidArgument, "{name}: {value} is not a count"))
+    match usize::try_from(value) {
+        Ok(value) => Ok(value),
+        Err(_) => fail!(InvalidArgument, "{name}: {value} is not a count"),
+    }
 }
 
 #[cfg(test)]

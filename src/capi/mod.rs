@@ -20,6 +20,7 @@ mod pool;
 mod session;
 mod status;
 mod tensor;
+mod trainer;
 
 pub use features::*;
 pub use log::*;
@@ -29,3 +30,4 @@ pub use pool::*;
 pub use session::*;
 pub use status::*;
 pub use tensor::*;
+pub use trainer::*;

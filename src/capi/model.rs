@@ -232,7 +232,7 @@ pub unsafe extern "C" fn sae_model_load(
     boundary(error, || {
         present("out", out)?;
         // SAFETY: the caller's pointers.
-        let (path, options) = unsafe { (path_text(path)?, LoadChoice::read(options)?) };
+        let (path, options) = unsafe { (path_text("path", path)?, LoadChoice::read(options)?) };
         options.refuse_borrow()?;
         let loaded = formats::load(path, &options.load)?;
         let spec = loaded.sae.spec();
@@ -260,7 +260,8 @@ pub unsafe extern "C" fn sae_model_memory(
 ) -> sae_status {
     boundary(error, || {
         // SAFETY: the caller's pointers.
-        let (out, path, options) = unsafe { (Output::new("out", out)?, path_text(path)?, LoadChoice::read(options)?) };
+        let (out, path, options) =
+            unsafe { (Output::new("out", out)?, path_text("path", path)?, LoadChoice::read(options)?) };
         options.refuse_borrow()?;
         let formats::Memory { resident, mapped, peak } = formats::memory(path, &options.load)?;
         out.write(&sae_memory { struct_size: 0, resident, mapped, peak, workspace: 0 });
@@ -280,7 +281,7 @@ pub unsafe extern "C" fn sae_model_save(
     boundary(error, || {
         // SAFETY: the caller's pointers.
         let (model, path, options) =
-            unsafe { (get("model", model)?, path_text(path)?, sized::read("options", options)?) };
+            unsafe { (get("model", model)?, path_text("path", path)?, sized::read("options", options)?) };
         let mut save = SaveOptions::default();
         if let Some(options) = options {
             check_flags("options.flags", options.flags, 0)?;
@@ -308,17 +309,17 @@ pub unsafe extern "C" fn sae_model_info(
 }
 
 /// Encoder directions, `[n_latents, d_in]`.
-pub const SAE_W_ENC: i32 = 1;
+pub const SAE_WEIGHT_W_ENC: i32 = 1;
 /// Decoder directions, `[n_latents, d_out]`.
-pub const SAE_W_DEC: i32 = 2;
+pub const SAE_WEIGHT_W_DEC: i32 = 2;
 /// Encoder biases, `[n_latents]`.
-pub const SAE_B_ENC: i32 = 3;
+pub const SAE_WEIGHT_B_ENC: i32 = 3;
 /// The decoder's bias, `[d_out]`.
-pub const SAE_B_DEC: i32 = 4;
+pub const SAE_WEIGHT_B_DEC: i32 = 4;
 /// JumpReLU's thresholds, `[n_latents]`.
-pub const SAE_THRESHOLD: i32 = 5;
+pub const SAE_WEIGHT_THRESHOLD: i32 = 5;
 /// The skip path, `[d_out, d_in]`.
-pub const SAE_W_SKIP: i32 = 6;
+pub const SAE_WEIGHT_W_SKIP: i32 = 6;
 
 /// Copies weights: `rows` rows of a matrix into `out` `[rows, columns]`, or as many numbers of a vector into `out` `[rows]`, in
 /// f32, f16 or bf16. `first` is the index of the first latent, or of the first row or number where there are no latents.
@@ -338,15 +339,15 @@ pub unsafe extern "C" fn sae_model_read(
         let (sae, w) = (&model.sae, model.sae.weights());
         let latents = sae.spec().first_latent;
         let (source, start) = match which {
-            SAE_W_ENC => (Source::Matrix(&w.w_enc), latents),
-            SAE_W_DEC => (Source::Matrix(&w.w_dec), latents),
-            SAE_B_ENC => (Source::Vector(&w.b_enc), latents),
-            SAE_B_DEC => (Source::Vector(&w.b_dec), 0),
-            SAE_THRESHOLD => match &w.threshold {
+            SAE_WEIGHT_W_ENC => (Source::Matrix(&w.w_enc), latents),
+            SAE_WEIGHT_W_DEC => (Source::Matrix(&w.w_dec), latents),
+            SAE_WEIGHT_B_ENC => (Source::Vector(&w.b_enc), latents),
+            SAE_WEIGHT_B_DEC => (Source::Vector(&w.b_dec), 0),
+            SAE_WEIGHT_THRESHOLD => match &w.threshold {
                 Some(threshold) => (Source::Vector(threshold), latents),
                 None => return fail!(Unsupported, "which: this model has no threshold"),
             },
-            SAE_W_SKIP => match &w.w_skip {
+            SAE_WEIGHT_W_SKIP => match &w.w_skip {
                 Some(w_skip) => (Source::Matrix(w_skip), 0),
                 None => return fail!(Unsupported, "which: this model has no W_skip"),
             },
@@ -473,6 +474,15 @@ impl sae_model {
     }
 }
 
+pub(super) fn read_normalization(name: &str, code: i32) -> Result<Normalization> {
+    match code {
+        SAE_NORMALIZATION_NONE => Ok(Normalization::None),
+        SAE_NORMALIZATION_LAYER_NORM => Ok(Normalization::LayerNorm),
+        SAE_NORMALIZATION_CONSTANT_NORM => Ok(Normalization::ConstantNorm),
+        other => fail!(InvalidArgument, "{name}.normalization: {other} is not known"),
+    }
+}
+
 fn say(known: Option<bool>) -> i32 {
     match known {
         None => SAE_UNKNOWN,
@@ -568,8 +578,10 @@ impl LoadChoice {
     }
 }
 
-unsafe fn path_text<'a>(path: *const c_char) -> Result<&'a str> {
-    present("path", path)?;
-    // SAFETY: the caller's C string.
-    Ok(unsafe { text("path", path)? }.expect("it is not null, as just checked"))
+/// # Safety
+/// A pointer that is not null must point to a C string, readable for `'a`.
+pub(super) unsafe fn path_text<'a>(name: &str, path: *const c_char) -> Result<&'a str> {
+    present(name, path)?;
+    // SAFETY: the caller's promise.
+    Ok(unsafe { text(name, path)? }.expect("it is not null, as just checked"))
 }

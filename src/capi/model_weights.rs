@@ -8,14 +8,15 @@ use super::boundary::{array, boundary, check_flags, count, present, text};
 use super::handle::put;
 use super::model::{
     LoadChoice, SAE_ARCHITECTURE_JUMP_RELU, SAE_ARCHITECTURE_RELU, SAE_ARCHITECTURE_TOP_K, SAE_MODEL_KEEPS_B_DEC,
-    SAE_MODEL_RESCALES, SAE_MODEL_STAYS_NORMALIZED, sae_convention, sae_load_options, sae_model, sae_release,
+    SAE_MODEL_RESCALES, SAE_MODEL_STAYS_NORMALIZED, read_normalization, sae_convention, sae_load_options, sae_model,
+    sae_release,
 };
 use super::sized::{self, sized};
 use super::status::{sae_error, sae_status};
 use super::tensor::sae_tensor;
 use crate::error::{Error, Result, Status, fail};
 use crate::features::check_tensor;
-use crate::sae::{Architecture, Matrix, Normalization, Sae, Spec, Weights};
+use crate::sae::{Architecture, Matrix, Sae, Spec, Weights};
 use crate::tensor::{DType, Storage, Tensor};
 
 /// What a model made of weights in memory shall be.
@@ -131,12 +132,7 @@ unsafe fn read_desc(pointer: *const sae_model_desc) -> Result<Spec> {
         SAE_ARCHITECTURE_JUMP_RELU => Architecture::JumpRelu,
         other => return fail!(InvalidArgument, "desc.architecture: {other} is not known"),
     };
-    let normalization = match desc.normalization {
-        super::model::SAE_NORMALIZATION_NONE => Normalization::None,
-        super::model::SAE_NORMALIZATION_LAYER_NORM => Normalization::LayerNorm,
-        super::model::SAE_NORMALIZATION_CONSTANT_NORM => Normalization::ConstantNorm,
-        other => return fail!(InvalidArgument, "desc.normalization: {other} is not known"),
-    };
+    let normalization = read_normalization("desc", desc.normalization)?;
     let d_in = count("desc.d_in", desc.d_in)?;
     Ok(Spec {
         architecture,

@@ -178,9 +178,9 @@ pub unsafe extern "C" fn sae_encode_selected(
 }
 
 /// Activations: 0 where a latent is not active.
-pub const SAE_ACTIVATIONS: i32 = 0;
+pub const SAE_DENSE_ACTIVATIONS: i32 = 0;
 /// Pre-activations.
-pub const SAE_PRE_ACTIVATIONS: i32 = 1;
+pub const SAE_DENSE_PRE_ACTIVATIONS: i32 = 1;
 
 /// All activations or pre-activations, into `z` `[T, n_latents]`. A token that is not finite gives NaN.
 #[unsafe(no_mangle)]
@@ -195,8 +195,8 @@ pub unsafe extern "C" fn sae_encode_dense(
     // SAFETY: the caller's pointers.
     enter(session, run, error, |session, call| unsafe {
         let what = match what {
-            SAE_ACTIVATIONS => Wanted::Activations,
-            SAE_PRE_ACTIVATIONS => Wanted::PreActivations,
+            SAE_DENSE_ACTIVATIONS => Wanted::Activations,
+            SAE_DENSE_PRE_ACTIVATIONS => Wanted::PreActivations,
             other => return fail!(InvalidArgument, "what: {other} is not known"),
         };
         let (input, z) = (call.input(x, std::ptr::null())?, call.tensor_mut("z", z)?);
@@ -576,7 +576,7 @@ impl<'a> Call<'a> {
 }
 
 /// On the CPU a call runs on the calling thread or its pool, and is done when it returns.
-fn check_stream(run: &sae_run) -> Result<()> {
+pub(super) fn check_stream(run: &sae_run) -> Result<()> {
     match run.stream_kind {
         SAE_STREAM_HOST => {
             fail!(Unsupported, "run.stream_kind: a host's stream is for models on a GPU; this one is on cpu")

@@ -56,7 +56,7 @@ pub struct sae_error {
 impl Handle for sae_error {}
 
 impl sae_error {
-    pub(super) fn new(error: Error) -> Self {
+    pub(super) fn new(error: &Error) -> Self {
         Self { status: error.status(), message: c_text(error.message()) }
     }
 }

@@ -136,9 +136,12 @@ impl sae_dtype {
 
     /// The type that weights shall have; `None`: as it is.
     pub(super) fn choose(self, name: &str) -> Result<Option<DType>> {
-        match (self.code, self.bits, self.lanes) {
-            (0, 0, 0) => Ok(None),
-            _ => self.read().map(Some).or_else(|e| fail!(InvalidArgument, "{name}.{}", e.message())),
+        if (self.code, self.bits, self.lanes) == (0, 0, 0) {
+            return Ok(None);
+        }
+        match self.read() {
+            Ok(dtype) => Ok(Some(dtype)),
+            Err(e) => fail!(InvalidArgument, "{name}.{}", e.message()),
         }
     }
 }

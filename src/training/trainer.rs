@@ -77,6 +77,11 @@ impl Trainer {
         &self.options
     }
 
+    /// How far the run has come: optimizer steps, and tokens trained on; `None` until it is started.
+    pub fn progress(&self) -> Option<(u64, u64)> {
+        self.progress.as_ref().map(|progress| (progress.step, progress.tokens_seen))
+    }
+
     /// Starts a run from a first sample `[S, d]`: b_dec becomes its geometric median, its variance the loss's normaliser, and
     /// the random weights are scaled. Rows that are not finite are left out; of more than 32,768 rows, that many are
     /// taken at even distances.

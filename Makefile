@@ -1,0 +1,42 @@
+# libsae. `make demo` shows it inside a real engine; `make test` is everything that CI runs.
+
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+BUILD := build
+LIB := $(CARGO_TARGET_DIR)/release
+
+.PHONY: all lib demo test bench header clean
+
+all: lib
+
+# The library laid out as C and C++ programs use it: build/include, build/lib.
+lib:
+	$(CARGO) build --release --lib
+	mkdir -p $(BUILD)/include $(BUILD)/lib
+	cp include/sae.h include/sae.hpp $(BUILD)/include/
+	cp $(LIB)/libsae.a $(BUILD)/lib/libsae.a
+	cp $(LIB)/libsae.so $(BUILD)/lib/libsae.so.0
+	ln -sf libsae.so.0 $(BUILD)/lib/libsae.so
+
+# Streams text through a language model in llama.cpp, trains an SAE on it, and steers by its features.
+demo:
+	$(MAKE) -C examples/llama_cpp demo
+
+test:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	$(CARGO) test
+	if [ -f examples/llama_cpp/Makefile ]; then $(MAKE) -C examples/llama_cpp test; fi
+
+# Encode, decode and a training step against torch, in the same run.
+bench:
+	$(MAKE) -C benches
+
+# Makes include/sae.h anew from src/capi.
+header:
+	SAE_BLESS=1 $(CARGO) test --test capi_header
+
+clean:
+	$(CARGO) clean
+	rm -rf $(BUILD)

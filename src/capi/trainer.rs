@@ -1,0 +1,443 @@
+//! Trainers: a TopK SAE from activations as they flow by.
+
+use std::ffi::c_char;
+use std::path::Path;
+
+use super::boundary::{boundary, check_flags, count, present};
+use super::handle::{Exclusive, Handle, get, put, take_back};
+use super::log::{SAE_LOG_INFO, log};
+use super::model::{path_text, read_normalization, sae_convention, sae_model};
+use super::pool::{pool_or_serial, sae_pool};
+use super::session::{SAE_RUN_FAST, check_stream, sae_run};
+use super::sized::{self, Output, sized};
+use super::status::{sae_error, sae_status};
+use super::tensor::{given, needed, sae_tensor};
+use crate::backend::Pool;
+use crate::error::{Result, fail};
+use crate::training::{Batch, Export, TrainOptions, Trainer};
+
+/// One training run of a TopK SAE: its weights, the optimizer's state and counters. For one thread at a time; a call that
+/// comes while another runs is refused with `SAE_ERROR_BAD_STATE`.
+pub struct sae_trainer(Exclusive<Trainer>);
+
+impl Handle for sae_trainer {}
+
+/// No auxiliary loss on dead latents.
+pub const SAE_TRAIN_NO_AUX: u32 = 1;
+/// No moving average of the weights, which saves its memory.
+pub const SAE_TRAIN_NO_EMA: u32 = 2;
+
+/// How a run is made. `d`, `n_latents` and `k` must be set; zero is a good default of all others.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_train_options {
+    /// `sizeof(sae_train_options)`; `SAE_TRAIN_OPTIONS_INIT` sets it.
+    pub struct_size: usize,
+    /// Width of the activations.
+    pub d: i64,
+    /// Number of latents.
+    pub n_latents: i64,
+    /// Latents kept per token.
+    pub k: i64,
+    /// Dead latents that the auxiliary loss uses per token; 0: d / 2.
+    pub k_aux: i64,
+    /// The most tokens of a batch; 0: 8192.
+    pub max_batch_tokens: i64,
+    /// Tokens without firing after which a latent is dead; 0: 10,000,000, or 5 % of `total_tokens` if that is less.
+    pub dead_after_tokens: u64,
+    /// Optimizer steps over which the learning rate rises from 0; 0: none.
+    pub warmup_steps: u64,
+    /// Planned length of the run in tokens; 0: not known. It may end sooner or later.
+    pub total_tokens: u64,
+    /// Seed of the initial weights, the only random numbers of a run.
+    pub seed: u64,
+    /// Who computes; NULL: the calling thread alone. The numbers do not depend on it.
+    pub pool: *const sae_pool,
+    /// What the inputs look like, to be kept with what is exported; NULL: not known.
+    pub convention: *const sae_convention,
+    /// Adam's learning rate; 0: 2e-4 / sqrt(n_latents / 16384).
+    pub learning_rate: f32,
+    /// The last part of `total_tokens`, 0 to 1, over which the learning rate falls to 0.
+    pub decay_fraction: f32,
+    /// The auxiliary loss's coefficient; 0: 1/32.
+    pub aux_coefficient: f32,
+    /// Adam's beta 1; 0: 0.9.
+    pub adam_beta1: f32,
+    /// Adam's beta 2; 0: 0.999.
+    pub adam_beta2: f32,
+    /// Adam's epsilon; 0: 6.25e-10.
+    pub adam_epsilon: f32,
+    /// Global norm that gradients are clipped to; 0: no clipping.
+    pub clip_norm: f32,
+    /// Decay of the weights' moving average; 0: 0.999.
+    pub ema_decay: f32,
+    /// What is done to activations first: `SAE_NORMALIZATION_NONE` or `SAE_NORMALIZATION_LAYER_NORM`.
+    pub normalization: i32,
+    /// `SAE_TRAIN_NO_AUX`, `SAE_TRAIN_NO_EMA`.
+    pub flags: u32,
+}
+sized!(sae_train_options: d, n_latents, k, k_aux, max_batch_tokens, dead_after_tokens, warmup_steps, total_tokens, seed,
+    pool, convention, learning_rate, decay_fraction, aux_coefficient, adam_beta1, adam_beta2, adam_epsilon, clip_norm,
+    ema_decay, normalization, flags);
+
+/// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_create(
+    options: *const sae_train_options,
+    out: *mut *mut sae_trainer,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        present("out", out)?;
+        // SAFETY: the caller's pointers.
+        let (options, pool) = unsafe { sized::require("options", options)?.read()? };
+        let trainer = Trainer::new(&options, pool).map_err(|e| e.at("options"))?;
+        // SAFETY: the caller's place for a handle.
+        unsafe { put(out, sae_trainer(Exclusive::new(trainer))) };
+        Ok(())
+    })
+}
+
+/// Starts a run from a first sample `[S, d]`, some thousand tokens that look like the rest: b_dec becomes its geometric median,
+/// the loss is divided by its variance, and random weights are scaled to it. Tokens that are not finite are left out.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_init_from(
+    trainer: *mut sae_trainer,
+    sample: *const sae_tensor,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (trainer, sample) = unsafe { (get("trainer", trainer)?, needed("sample", sample)?.read("sample")?) };
+        trainer.0.enter("trainer")?.init_from(&sample)
+    })
+}
+
+/// Starts a run from the weights of a TopK or ReLU model of the same sizes; the loss is divided by the variance of the sample
+/// `[S, d]`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_warm_start(
+    trainer: *mut sae_trainer,
+    model: *const sae_model,
+    sample: *const sae_tensor,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (trainer, model, sample) =
+            unsafe { (get("trainer", trainer)?, get("model", model)?, needed("sample", sample)?.read("sample")?) };
+        trainer.0.enter("trainer")?.warm_start(&model.sae, &sample)
+    })
+}
+
+/// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since.
+pub const SAE_BATCH_ACCUMULATE: u32 = 1;
+
+/// What one call trains on.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_train_batch {
+    /// `sizeof(sae_train_batch)`; `SAE_TRAIN_BATCH_INIT` sets it.
+    pub struct_size: usize,
+    /// `[T, d]`, f32, f16 or bf16; T from 0 to `max_batch_tokens`.
+    pub x: *const sae_tensor,
+    /// `[T, d]`: x + addend is trained on, formed in f32; NULL: x.
+    pub addend: *const sae_tensor,
+    /// What to reconstruct instead of the input; transcoders cannot be trained yet, leave it NULL.
+    pub target: *const sae_tensor,
+    /// `[T]`, i32: tokens with 0 are left out, such as the attention sink; NULL: all count.
+    pub row_mask: *const sae_tensor,
+    /// `SAE_BATCH_ACCUMULATE`.
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
+}
+sized!(sae_train_batch: x, addend, target, row_mask, flags, reserved);
+
+/// What a call tells about itself. Losses, FVU and L0 are of its own tokens, under the weights they were computed with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_train_stats {
+    /// `sizeof(sae_train_stats)`; `SAE_TRAIN_STATS_INIT` sets it.
+    pub struct_size: usize,
+    /// Optimizer steps made so far.
+    pub step: u64,
+    /// Tokens trained on since the run began.
+    pub tokens_seen: u64,
+    /// Tokens of this call that were trained on.
+    pub tokens: u64,
+    /// Tokens left out by the row mask.
+    pub tokens_masked: u64,
+    /// Tokens left out because they were not finite, or too large for their square to be.
+    pub tokens_not_finite: u64,
+    /// Latents that are dead after this call.
+    pub dead: u64,
+    /// What is minimised: `mse + aux`.
+    pub loss: f64,
+    /// The reconstruction's part, divided by the first sample's variance.
+    pub mse: f64,
+    /// The auxiliary loss's part, its coefficient included.
+    pub aux: f64,
+    /// Fraction of variance unexplained, 0 to 1 and beyond.
+    pub fvu: f64,
+    /// Mean count of active latents per token.
+    pub l0: f64,
+    /// Dead latents as a share of all.
+    pub dead_fraction: f64,
+    /// Global norm of the gradient before clipping; 0 if no step was made.
+    pub grad_norm: f64,
+    /// Learning rate of the step; 0 if no step was made.
+    pub learning_rate: f64,
+    /// 1 if this call made an optimizer step, 0 if its gradients wait.
+    pub applied: i32,
+    /// 0.
+    pub reserved: u32,
+}
+sized!(sae_train_stats: step, tokens_seen, tokens, tokens_masked, tokens_not_finite, dead, loss, mse, aux, fvu, l0,
+    dead_fraction, grad_norm, learning_rate, applied, reserved);
+
+/// Trains on a batch: one optimizer step, unless it accumulates. `stats` may be NULL. A call that is refused changes nothing. If
+/// the gradient is not finite (`SAE_ERROR_NOT_FINITE`), it is dropped and the weights stay as they are.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_train_step(
+    trainer: *mut sae_trainer,
+    run: *const sae_run,
+    batch: *const sae_train_batch,
+    stats: *mut sae_train_stats,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (trainer, batch, stats) = unsafe {
+            check_run(run)?;
+            let stats = if stats.is_null() { None } else { Some(Output::new("stats", stats)?) };
+            (get("trainer", trainer)?, sized::require("batch", batch)?.read()?, stats)
+        };
+        let made = trainer.0.enter("trainer")?.step(&batch)?;
+        if let Some(stats) = stats {
+            stats.write(&sae_train_stats {
+                struct_size: 0,
+                step: made.step,
+                tokens_seen: made.tokens_seen,
+                tokens: made.tokens as u64,
+                tokens_masked: made.tokens_masked as u64,
+                tokens_not_finite: made.tokens_not_finite as u64,
+                dead: made.dead as u64,
+                loss: made.loss,
+                mse: made.mse,
+                aux: made.aux,
+                fvu: made.fvu,
+                l0: made.l0,
+                dead_fraction: made.dead_fraction,
+                grad_norm: made.grad_norm,
+                learning_rate: made.learning_rate,
+                applied: i32::from(made.applied),
+                reserved: 0,
+            });
+        }
+        Ok(())
+    })
+}
+
+/// What a run is, and how far it has come: after `sae_trainer_resume`, the host's data continues at `tokens_seen`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_train_progress {
+    /// `sizeof(sae_train_progress)`; `SAE_TRAIN_PROGRESS_INIT` sets it.
+    pub struct_size: usize,
+    /// Width of the activations.
+    pub d: i64,
+    /// Number of latents.
+    pub n_latents: i64,
+    /// Latents kept per token.
+    pub k: i64,
+    /// The most tokens of a batch.
+    pub max_batch_tokens: i64,
+    /// Planned length of the run in tokens; 0: not known.
+    pub total_tokens: u64,
+    /// Optimizer steps made so far.
+    pub step: u64,
+    /// Tokens trained on so far.
+    pub tokens_seen: u64,
+    /// 1 if the run was started, 0 if not.
+    pub started: i32,
+    /// 0.
+    pub reserved: u32,
+}
+sized!(sae_train_progress: d, n_latents, k, max_batch_tokens, total_tokens, step, tokens_seen, started, reserved);
+
+/// Tells what a run is, and how far it has come.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_progress(
+    trainer: *mut sae_trainer,
+    out: *mut sae_train_progress,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (trainer, out) = unsafe { (get("trainer", trainer)?, Output::new("out", out)?) };
+        let trainer = trainer.0.enter("trainer")?;
+        let (options, progress) = (trainer.options(), trainer.progress());
+        let (step, tokens_seen) = progress.unwrap_or_default();
+        out.write(&sae_train_progress {
+            struct_size: 0,
+            d: options.d as i64,
+            n_latents: options.n_latents as i64,
+            k: options.k as i64,
+            max_batch_tokens: options.max_batch_tokens as i64,
+            total_tokens: options.total_tokens,
+            step,
+            tokens_seen,
+            started: i32::from(progress.is_some()),
+            reserved: 0,
+        });
+        Ok(())
+    })
+}
+
+/// Saves all that is needed to continue to the same bits into a directory, which is made if it is not there. Whatever
+/// happens, the directory holds the last complete checkpoint.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_save(
+    trainer: *mut sae_trainer,
+    dir: *const c_char,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (trainer, dir) = unsafe { (get("trainer", trainer)?, path_text("dir", dir)?) };
+        let trainer = trainer.0.enter("trainer")?;
+        trainer.save(Path::new(dir))?;
+        log(SAE_LOG_INFO, || format!("{dir}: checkpoint saved"));
+        Ok(())
+    })
+}
+
+/// Continues a run from its last checkpoint. `options` may be NULL; what is set in them must agree with the checkpoint, except
+/// for `pool` and `max_batch_tokens`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_resume(
+    dir: *const c_char,
+    options: *const sae_train_options,
+    out: *mut *mut sae_trainer,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        present("out", out)?;
+        // SAFETY: the caller's pointers.
+        let (dir, (options, pool)) = unsafe {
+            let options = sized::read("options", options)?.map(|options| options.read()).transpose()?;
+            (path_text("dir", dir)?, options.unwrap_or_else(|| (TrainOptions::default(), Pool::serial())))
+        };
+        let trainer = Trainer::resume(Path::new(dir), &options, pool)?;
+        // SAFETY: the caller's place for a handle.
+        unsafe { put(out, sae_trainer(Exclusive::new(trainer))) };
+        Ok(())
+    })
+}
+
+/// The weights of the last step.
+pub const SAE_EXPORT_WEIGHTS: i32 = 0;
+/// Their moving average over the steps, which often reconstructs better.
+pub const SAE_EXPORT_EMA: i32 = 1;
+
+/// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_export(
+    trainer: *mut sae_trainer,
+    what: i32,
+    out: *mut *mut sae_model,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        present("out", out)?;
+        let what = match what {
+            SAE_EXPORT_WEIGHTS => Export::Weights,
+            SAE_EXPORT_EMA => Export::Ema,
+            other => return fail!(InvalidArgument, "what: {other} is not known"),
+        };
+        // SAFETY: the caller's handle.
+        let trainer = unsafe { get("trainer", trainer)? };
+        let sae = trainer.0.enter("trainer")?.export(what)?;
+        // SAFETY: the caller's place for a handle.
+        unsafe { put(out, sae_model::new(sae, None, &[])) };
+        Ok(())
+    })
+}
+
+/// Frees a trainer; NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_free(trainer: *mut sae_trainer) {
+    // SAFETY: the caller's handle, which it gives up.
+    unsafe { take_back(trainer) };
+}
+
+impl sae_train_options {
+    /// # Safety
+    /// What the pointers point to must be so.
+    unsafe fn read(&self) -> Result<(TrainOptions, Pool)> {
+        check_flags("options.flags", self.flags, SAE_TRAIN_NO_AUX | SAE_TRAIN_NO_EMA)?;
+        // SAFETY: the caller's promise.
+        let (pool, convention) = unsafe {
+            (pool_or_serial("options.pool", self.pool)?, sae_convention::read("options.convention", self.convention)?)
+        };
+        let options = TrainOptions {
+            d: count("options.d", self.d)?,
+            n_latents: count("options.n_latents", self.n_latents)?,
+            k: count("options.k", self.k)?,
+            k_aux: count("options.k_aux", self.k_aux)?,
+            aux_coefficient: self.aux_coefficient,
+            no_aux: self.flags & SAE_TRAIN_NO_AUX != 0,
+            dead_after_tokens: self.dead_after_tokens,
+            learning_rate: self.learning_rate,
+            warmup_steps: self.warmup_steps,
+            total_tokens: self.total_tokens,
+            decay_fraction: self.decay_fraction,
+            adam_beta1: self.adam_beta1,
+            adam_beta2: self.adam_beta2,
+            adam_epsilon: self.adam_epsilon,
+            clip_norm: self.clip_norm,
+            ema_decay: self.ema_decay,
+            no_ema: self.flags & SAE_TRAIN_NO_EMA != 0,
+            seed: self.seed,
+            max_batch_tokens: count("options.max_batch_tokens", self.max_batch_tokens)?,
+            normalization: read_normalization("options", self.normalization)?,
+            convention,
+        };
+        Ok((options, pool))
+    }
+}
+
+impl sae_train_batch {
+    /// # Safety
+    /// What the tensors describe must be so, for `'a`.
+    unsafe fn read<'a>(&self) -> Result<Batch<'a>> {
+        check_flags("batch.flags", self.flags, SAE_BATCH_ACCUMULATE)?;
+        if self.reserved != 0 {
+            return fail!(InvalidArgument, "batch.reserved: {} is not known; leave it 0", self.reserved);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let optional =
+                |name: &str, tensor| given(name, tensor)?.map(|tensor: &sae_tensor| tensor.read(name)).transpose();
+            Ok(Batch {
+                x: needed("x", self.x)?.read("x")?,
+                addend: optional("addend", self.addend)?,
+                target: optional("target", self.target)?,
+                row_mask: optional("row_mask", self.row_mask)?,
+                accumulate: self.flags & SAE_BATCH_ACCUMULATE != 0,
+            })
+        }
+    }
+}
+
+/// Refuses ways to run that training has not.
+unsafe fn check_run(run: *const sae_run) -> Result<()> {
+    // SAFETY: the caller's pointer.
+    let Some(run) = (unsafe { sized::read("run", run)? }) else { return Ok(()) };
+    check_flags("run.flags", run.flags, SAE_RUN_FAST)?;
+    if !run.workspace.is_null() || run.workspace_size > 0 {
+        return fail!(Unsupported, "run.workspace: a trainer works in its own memory; leave it NULL");
+    }
+    check_stream(&run)
+}
