@@ -505,6 +505,8 @@ fn bad_options_are_refused_by_name() {
         assert!(matches!(error.status(), Status::InvalidArgument | Status::Unsupported), "{error:?}");
         assert!(error.message().contains(name), "{error} does not name {name}");
     }
+    let endless = TrainOptions { d: 1 << 20, n_latents: 1 << 30, k: 1, ..TrainOptions::default() };
+    assert_eq!(refused(Trainer::new(&endless, Pool::serial())).status(), Status::OutOfMemory);
     let defaults = TrainOptions { d: 768, n_latents: 1 << 14, k: 32, ..TrainOptions::default() }.resolve().unwrap();
     assert_eq!((defaults.k_aux, defaults.dead_after_tokens, defaults.learning_rate), (384, 10_000_000, 2e-4));
     assert_eq!((defaults.aux_coefficient, defaults.adam_epsilon, defaults.ema_decay), (0.03125, 6.25e-10, 0.999));

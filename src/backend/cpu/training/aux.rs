@@ -2,7 +2,7 @@
 
 use super::backward::{self, LatentLists};
 use super::forward::{Reconstruction, squared_deviation};
-use super::state::State;
+use super::state::{Array, State};
 use crate::backend::cpu::encode::{Encoder, Rows, Workers};
 use crate::backend::training::{LossParameters, TrainingShape};
 use crate::error::Result;
@@ -16,16 +16,16 @@ pub(super) struct Aux {
     rows: usize,
     fit: Reconstruction,
     /// Dead latents, ascending.
-    dead: Vec<u32>,
+    dead: Array<u32>,
     /// Their b_enc.
-    b_enc: Vec<f32>,
+    b_enc: Array<f32>,
 }
 
 impl Aux {
     pub(super) fn new(shape: &TrainingShape, rows: usize) -> Result<Self> {
         let n = shape.n_latents;
         let fit = Reconstruction::new(rows, shape.d, shape.k_aux)?;
-        Ok(Self { k: shape.k_aux, rows, fit, dead: Vec::with_capacity(n), b_enc: Vec::with_capacity(n) })
+        Ok(Self { k: shape.k_aux, rows, fit, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)? })
     }
 
     /// Adds AuxK's gradients; `errors` `[T, d]` is what the main codes left of the inputs. Gives the loss.
@@ -49,14 +49,14 @@ impl Aux {
         if deviation == 0.0 {
             return 0.0;
         }
-        let is_dead = |&i: &usize| unfired[i] >= loss.dead_after_tokens;
-        self.dead.clear();
-        self.dead.extend((0..unfired.len()).filter(is_dead).map(|i| i as u32));
-        self.b_enc.clear();
-        self.b_enc.extend(self.dead.iter().map(|&i| weights.b_enc[i as usize]));
+        let (ids, b_enc) = (&mut self.dead[..dead], &mut self.b_enc[..dead]);
+        let all_dead = (0..unfired.len()).filter(|&i| unfired[i] >= loss.dead_after_tokens);
+        for ((id, bias), i) in ids.iter_mut().zip(&mut *b_enc).zip(all_dead) {
+            (*id, *bias) = (i as u32, weights.b_enc[i]);
+        }
         let encoder = Encoder {
-            w_enc: Rows::Picked { values: &weights.w_enc, d, ids: &self.dead },
-            b_enc: &self.b_enc,
+            w_enc: Rows::Picked { values: &weights.w_enc, d, ids },
+            b_enc,
             scale: None,
             threshold: None,
             k: Some(self.k),
@@ -67,7 +67,7 @@ impl Aux {
         let pull = 2.0 * loss.aux_coefficient * tokens / deviation;
         let mut squares = 0.0;
         for (inputs, errors) in inputs.chunks(self.rows * d).zip(errors.chunks(self.rows * d)) {
-            self.fit.fit(workers, encoder, Some(&self.dead), inputs, errors, &weights.w_dec, pull);
+            self.fit.fit(workers, encoder, Some(ids), inputs, errors, &weights.w_dec, pull);
             squares += self.fit.squared_error();
             lists.group(self.fit.codes());
             backward::add(workers.kernels, workers.pool, lists, &self.fit, inputs, pull, gradient);

@@ -3,9 +3,10 @@
 
 use super::blocks::{blocks, for_each};
 use super::forward::{Codes, Reconstruction, add_column_sums};
-use super::state::Parameters;
+use super::state::{Array, Parameters};
 use crate::backend::Pool;
 use crate::backend::cpu::Kernels;
+use crate::error::Result;
 
 /// Latents whose gradients one body sums.
 const LATENTS: usize = 16;
@@ -13,14 +14,14 @@ const LATENTS: usize = 16;
 /// For each latent the slots of codes that it fills, in the order of tokens.
 pub(super) struct LatentLists {
     /// `[n + 1]`: where each latent's slots start.
-    starts: Vec<u32>,
+    starts: Array<u32>,
     /// Positions in the codes' `[rows, width]`.
-    slots: Vec<u32>,
+    slots: Array<u32>,
 }
 
 impl LatentLists {
-    pub(super) fn new(n_latents: usize, entries: usize) -> Self {
-        Self { starts: vec![0; n_latents + 1], slots: vec![0; entries] }
+    pub(super) fn new(n_latents: usize, entries: usize) -> Result<Self> {
+        Ok(Self { starts: Array::zeroed(n_latents + 1)?, slots: Array::zeroed(entries)? })
     }
 
     /// Sorts the slots of codes by latent, by counting.
@@ -32,7 +33,7 @@ impl LatentLists {
         }
         // Each start becomes its latent's end, and moves down to the start as slots are filled in from behind.
         let mut end = 0;
-        for start in &mut self.starts {
+        for start in self.starts.iter_mut() {
             end += *start;
             *start = end;
         }

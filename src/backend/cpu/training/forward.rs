@@ -1,7 +1,7 @@
 //! From a batch to sparse codes, what they leave unexplained, and how the loss pulls at each code.
 
 use super::blocks::{Parts, blocks, for_each};
-use super::state::Floats;
+use super::state::Array;
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::encode::{Encoded, Encoder, Job, Workers, encode};
 use crate::backend::cpu::prepare::{Prepared, normalize_row, read_row};
@@ -28,17 +28,17 @@ enum Fate {
 pub(super) struct Batch {
     d: usize,
     /// `[T, d]`: normalised, b_dec subtracted; rows left out are closed up.
-    pub inputs: Floats,
+    pub inputs: Array<f32>,
     /// `[T, d]`: addends as they are read.
-    scratch: Floats,
+    scratch: Array<f32>,
     fates: Vec<Fate>,
 }
 
 impl Batch {
     pub(super) fn new(max_tokens: usize, d: usize) -> Result<Self> {
         let size = max_tokens.saturating_mul(d);
-        let scratch = Floats::zeroed(max_tokens.div_ceil(ROWS).saturating_mul(d))?;
-        Ok(Self { d, inputs: Floats::zeroed(size)?, scratch, fates: vec![Fate::Kept; max_tokens] })
+        let scratch = Array::zeroed(max_tokens.div_ceil(ROWS).saturating_mul(d))?;
+        Ok(Self { d, inputs: Array::zeroed(size)?, scratch, fates: vec![Fate::Kept; max_tokens] })
     }
 
     /// Reads a batch and counts what is kept and left out.
@@ -94,11 +94,11 @@ pub(super) struct Codes {
     pub width: usize,
     pub rows: usize,
     /// `[rows, width]`: latents, −1 in unused slots.
-    pub indices: Vec<i32>,
+    pub indices: Array<i32>,
     /// `[rows, width]`: their activations.
-    pub values: Floats,
+    pub values: Array<f32>,
     /// `[rows, width]`: the loss's gradient by each pre-activation.
-    pub pulls: Floats,
+    pub pulls: Array<f32>,
 }
 
 /// Rows explained by codes.
@@ -106,9 +106,9 @@ pub(super) struct Reconstruction {
     d: usize,
     codes: Codes,
     /// `[rows, d]`: target − Σ z_i W_dec[i].
-    leftover: Floats,
+    leftover: Array<f32>,
     /// `[rows]`: its square.
-    errors: Vec<f64>,
+    errors: Array<f64>,
 }
 
 impl Reconstruction {
@@ -119,12 +119,12 @@ impl Reconstruction {
             codes: Codes {
                 width,
                 rows: 0,
-                indices: vec![-1; slots],
-                values: Floats::zeroed(slots)?,
-                pulls: Floats::zeroed(slots)?,
+                indices: Array::zeroed(slots)?,
+                values: Array::zeroed(slots)?,
+                pulls: Array::zeroed(slots)?,
             },
-            leftover: Floats::zeroed(max_rows.saturating_mul(d))?,
-            errors: vec![0.0; max_rows],
+            leftover: Array::zeroed(max_rows.saturating_mul(d))?,
+            errors: Array::zeroed(max_rows)?,
         })
     }
 

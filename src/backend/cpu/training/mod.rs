@@ -60,7 +60,7 @@ impl CpuTraining {
             batch: Batch::new(max_tokens, d)?,
             main: Reconstruction::new(max_tokens, d, k)?,
             aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows)).transpose()?,
-            lists: backward::LatentLists::new(n_latents, entries),
+            lists: backward::LatentLists::new(n_latents, entries)?,
             workers: AlignedBytes::zeroed(plan.bytes().saturating_mul(pool.threads()))?,
             plan,
             pool,

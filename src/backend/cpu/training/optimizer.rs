@@ -63,7 +63,7 @@ fn subtract_encoder_path(kernels: Kernels, pool: &Pool, state: &mut State, d: us
 fn project_and_square(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) -> f64 {
     let State { weights, gradient, squares, .. } = state;
     let (w_dec, w_enc, b_enc) = (&weights.w_dec, &gradient.w_enc, &gradient.b_enc);
-    let parts = (blocks(&mut gradient.w_dec, ROWS * d), blocks(squares, ROWS));
+    let parts = (blocks(&mut gradient.w_dec, ROWS * d), blocks(&mut *squares, ROWS));
     for_each(pool, parts, |block, (gradients, squares)| {
         for (i, (gradient, square)) in gradients.chunks_exact_mut(d).zip(squares).enumerate() {
             let latent = block * ROWS + i;

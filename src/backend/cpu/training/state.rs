@@ -1,48 +1,54 @@
 //! The numbers of a run in the processor's memory.
 
+use std::marker::PhantomData;
+
 use crate::backend::training::{Parameter, TrainingShape};
 use crate::error::Result;
 use crate::tensor::AlignedBytes;
 
-/// Zeroed, aligned f32 numbers.
-pub(super) struct Floats(AlignedBytes);
+/// Aligned numbers, zero at first. That there is no room for them is an error, not the end of the process.
+pub(super) struct Array<T> {
+    bytes: AlignedBytes,
+    numbers: PhantomData<T>,
+}
 
-impl Floats {
+impl<T: bytemuck::Pod> Array<T> {
     pub(super) fn zeroed(len: usize) -> Result<Self> {
-        AlignedBytes::zeroed(len.saturating_mul(4)).map(Self)
+        let bytes = AlignedBytes::zeroed(len.saturating_mul(size_of::<T>()))?;
+        Ok(Self { bytes, numbers: PhantomData })
     }
 }
 
-impl std::ops::Deref for Floats {
-    type Target = [f32];
+impl<T: bytemuck::Pod> std::ops::Deref for Array<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
-        bytemuck::cast_slice(self.0.as_slice())
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(self.bytes.as_slice())
     }
 }
 
-impl std::ops::DerefMut for Floats {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(self.0.as_mut_slice())
+impl<T: bytemuck::Pod> std::ops::DerefMut for Array<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(self.bytes.as_mut_slice())
     }
 }
 
 /// One number for each weight: the weights themselves, a moment, the gradient.
 pub(super) struct Parameters {
-    pub w_enc: Floats,
-    pub b_enc: Floats,
-    pub w_dec: Floats,
-    pub b_dec: Floats,
+    pub w_enc: Array<f32>,
+    pub b_enc: Array<f32>,
+    pub w_dec: Array<f32>,
+    pub b_dec: Array<f32>,
 }
 
 impl Parameters {
     pub(super) fn zeroed(shape: &TrainingShape) -> Result<Self> {
         let matrix = shape.n_latents.saturating_mul(shape.d);
         Ok(Self {
-            w_enc: Floats::zeroed(matrix)?,
-            b_enc: Floats::zeroed(shape.n_latents)?,
-            w_dec: Floats::zeroed(matrix)?,
-            b_dec: Floats::zeroed(shape.d)?,
+            w_enc: Array::zeroed(matrix)?,
+            b_enc: Array::zeroed(shape.n_latents)?,
+            w_dec: Array::zeroed(matrix)?,
+            b_dec: Array::zeroed(shape.d)?,
         })
     }
 
@@ -79,9 +85,9 @@ pub(super) struct State {
     pub ema: Option<Parameters>,
     pub gradient: Parameters,
     /// `[n]`: tokens since each latent fired.
-    pub unfired: Vec<u64>,
+    pub unfired: Array<u64>,
     /// `[n]`: each latent's share of the gradient's square, while a step is made.
-    pub squares: Vec<f64>,
+    pub squares: Array<f64>,
 }
 
 impl State {
@@ -92,8 +98,8 @@ impl State {
             second_moment: Parameters::zeroed(shape)?,
             ema: shape.ema.then(|| Parameters::zeroed(shape)).transpose()?,
             gradient: Parameters::zeroed(shape)?,
-            unfired: vec![0; shape.n_latents],
-            squares: vec![0.0; shape.n_latents],
+            unfired: Array::zeroed(shape.n_latents)?,
+            squares: Array::zeroed(shape.n_latents)?,
         })
     }
 }
