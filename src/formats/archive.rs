@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::source::File;
+use super::file::File;
 use crate::error::{Error, Result, Status, fail};
 
 /// More bytes than the directory of any model's archive has.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::source::File;
+use super::file::File;
 use crate::error::{Error, Result, Status};
 
 /// One JSON object of a file, and the path to it inside the file.

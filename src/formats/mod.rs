@@ -10,6 +10,7 @@ mod archive;
 mod atomic;
 mod config;
 mod draft;
+mod file;
 pub mod native;
 mod openai;
 mod options;

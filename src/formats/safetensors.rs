@@ -6,7 +6,7 @@ use std::fmt;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::source::File;
+use super::file::File;
 use super::stored::{StoredTensor, StoredType};
 use crate::error::{Error, Result, Status, fail};
 

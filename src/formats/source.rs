@@ -2,138 +2,20 @@
 
 use std::cell::OnceCell;
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::archive;
+use super::file::File;
 use super::safetensors::Safetensors;
 use super::torch::{self, TorchFile};
 use crate::error::{Error, Result, Status, fail};
-use crate::tensor::Storage;
 
 /// More files than any directory of one SAE has.
 const MAX_FILES: usize = 256;
 /// More bytes than any configuration has.
 const MAX_JSON: u64 = 16 << 20;
-
-/// A file that is read piece by piece, or one held in memory; cheap to clone.
-#[derive(Clone)]
-pub(super) struct File(Arc<Inner>);
-
-struct Inner {
-    /// Its name inside the directory; empty if it is the path itself, which errors name already.
-    name: String,
-    len: u64,
-    body: Body,
-}
-
-enum Body {
-    Disk(fs::File),
-    Memory(Vec<u8>),
-}
-
-impl File {
-    fn open(path: &Path, name: String) -> Result<Self> {
-        let at = |e: Error| if name.is_empty() { e } else { e.at(&name) };
-        let file = fs::File::open(path).map_err(|e| at(e.into()))?;
-        let len = file.metadata().map_err(|e| at(e.into()))?.len();
-        Ok(Self(Arc::new(Inner { name, len, body: Body::Disk(file) })))
-    }
-
-    fn in_memory(name: &str, bytes: &[u8]) -> Self {
-        let body = Body::Memory(bytes.to_vec());
-        Self(Arc::new(Inner { name: name.to_owned(), len: bytes.len() as u64, body }))
-    }
-
-    /// Its name inside the directory; empty if it is the path itself.
-    pub(super) fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    pub(super) fn len(&self) -> u64 {
-        self.0.len
-    }
-
-    /// Names the file in an error about it.
-    pub(super) fn err(&self, error: Error) -> Error {
-        if self.0.name.is_empty() { error } else { error.at(&self.0.name) }
-    }
-
-    /// Fills `out` from the bytes at `offset`.
-    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let outside = || {
-            let (count, len) = (out.len(), self.0.len);
-            self.err(Error::new(Status::Format, format!("truncated: bytes {offset}..+{count} of a file of {len}")))
-        };
-        if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.0.len) {
-            return Err(outside());
-        }
-        match &self.0.body {
-            Body::Memory(bytes) => out.copy_from_slice(&bytes[offset as usize..][..out.len()]),
-            Body::Disk(file) => {
-                let mut file = file;
-                let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(out));
-                read.map_err(|e| self.err(e.into()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The first bytes, as many as there are up to `count`.
-    fn head(&self, count: usize) -> Result<Vec<u8>> {
-        let mut head = vec![0; self.0.len.min(count as u64) as usize];
-        self.read_at(0, &mut head)?;
-        Ok(head)
-    }
-
-    /// Maps it; `None` if it has no file to map.
-    pub(super) fn map(&self) -> Result<Option<Storage>> {
-        match &self.0.body {
-            Body::Disk(file) => Storage::map(file).map(Some).map_err(|e| self.err(e)),
-            Body::Memory(_) => Ok(None),
-        }
-    }
-
-    /// Whether [`Self::map`] can map it.
-    pub(super) fn is_mappable(&self) -> bool {
-        matches!(self.0.body, Body::Disk(_))
-    }
-
-    fn content(&self) -> Result<Content> {
-        let head = self.head(16)?;
-        if head.starts_with(archive::LOCAL_ENTRY.1) {
-            return TorchFile::read(self).map(Content::Torch).map_err(|e| self.err(e));
-        }
-        if head.starts_with(torch::LEGACY_MAGIC) {
-            return Err(self.err(Error::new(
-                Status::Unsupported,
-                "a torch file from before version 1.6; in Python, torch.save(torch.load(path, weights_only=True), path) \
-                 with a newer torch brings it up to date",
-            )));
-        }
-        let header_len = head.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
-        let headed = head.get(8) == Some(&b'{');
-        let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
-        if headed && (header_len <= self.0.len || first != Some(&b'{')) {
-            return Safetensors::read(self).map(Content::Safetensors).map_err(|e| self.err(e));
-        }
-        if first == Some(&b'{') {
-            return self.json().map(Content::Json).map_err(|e| self.err(e));
-        }
-        Ok(Content::Unknown)
-    }
-
-    fn json(&self) -> Result<Map<String, Value>> {
-        if self.0.len > MAX_JSON {
-            return fail!(Format, "JSON of {} bytes; the most that is read is {MAX_JSON}", self.0.len);
-        }
-        serde_json::from_slice(&self.head(MAX_JSON as usize)?)
-            .map_err(|e| Error::new(Status::Format, format!("broken JSON: {e}")))
-    }
-}
 
 /// What a file holds, told by its bytes.
 pub(super) enum Content {
@@ -141,6 +23,39 @@ pub(super) enum Content {
     Json(Map<String, Value>),
     Torch(TorchFile),
     Unknown,
+}
+
+/// Tells what a file holds, and reads as much of it as that takes.
+fn content_of(file: &File) -> Result<Content> {
+    let head = file.head(16)?;
+    if head.starts_with(archive::LOCAL_ENTRY.1) {
+        return TorchFile::read(file).map(Content::Torch).map_err(|e| file.err(e));
+    }
+    if head.starts_with(torch::LEGACY_MAGIC) {
+        return Err(file.err(Error::new(
+            Status::Unsupported,
+            "a torch file from before version 1.6; in Python, torch.save(torch.load(path, weights_only=True), path) \
+                 with a newer torch brings it up to date",
+        )));
+    }
+    let header_len = head.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+    let headed = head.get(8) == Some(&b'{');
+    let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
+    if headed && (header_len <= file.len() || first != Some(&b'{')) {
+        return Safetensors::read(file).map(Content::Safetensors).map_err(|e| file.err(e));
+    }
+    if first == Some(&b'{') {
+        return json(file).map(Content::Json).map_err(|e| file.err(e));
+    }
+    Ok(Content::Unknown)
+}
+
+fn json(file: &File) -> Result<Map<String, Value>> {
+    if file.len() > MAX_JSON {
+        return fail!(Format, "JSON of {} bytes; the most that is read is {MAX_JSON}", file.len());
+    }
+    serde_json::from_slice(&file.head(MAX_JSON as usize)?)
+        .map_err(|e| Error::new(Status::Format, format!("broken JSON: {e}")))
 }
 
 /// A file and what it holds, found out when first asked.
@@ -155,7 +70,7 @@ impl Entry {
     }
 
     fn content(&self) -> &Result<Content> {
-        self.content.get_or_init(|| self.file.content())
+        self.content.get_or_init(|| content_of(&self.file))
     }
 }
 

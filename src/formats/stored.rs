@@ -4,7 +4,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::source::File;
+use super::file::File;
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::Matrix;
 use crate::tensor::{AlignedBytes, DType};

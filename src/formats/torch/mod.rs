@@ -4,7 +4,7 @@ mod pickle;
 
 use self::pickle::{Id, Node, Pickle};
 use super::archive::Archive;
-use super::source::File;
+use super::file::File;
 use super::stored::StoredTensor;
 use crate::error::{Error, Result, Status, fail};
 
