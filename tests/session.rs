@@ -1,4 +1,5 @@
 //! Sessions against the oracle, bit for bit: every instruction set, thread count, batch split and element type.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

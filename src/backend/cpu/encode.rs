@@ -131,6 +131,16 @@ pub(crate) struct Encoded<'a> {
     pub active: usize,
 }
 
+impl Encoded<'_> {
+    /// The activation of a latent, 0 if it is not active, NaN if the token is not finite.
+    pub(crate) fn activation(&self, feature: i32) -> f32 {
+        if self.prepared == Prepared::NotFinite {
+            return f32::NAN;
+        }
+        self.keys.iter().find(|key| key.index() == feature).map_or(0.0, |key| key.value())
+    }
+}
+
 /// Who computes, and where.
 #[derive(Clone, Copy)]
 pub(crate) struct Workers<'a> {

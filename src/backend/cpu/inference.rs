@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Kernels;
+use super::core::Core;
 use super::decode::Decoder;
-use super::encode::{Encoded, Encoder, Job, Workers, encode};
+use super::encode::Encoder;
 use super::merge::merge_row;
-use super::prepare::{Prepared, normalize_row, output_scale, read_row};
-use super::scratch::{BLOCK, Plan, RowScratch, Scratch, Slots, TILE_ROWS};
-use super::select::Key;
-use super::steer::{EditTable, sum_edits};
+use super::prepare::{Prepared, read_row};
+use super::scratch::{BLOCK, Plan, RowScratch, Scratch, TILE_ROWS};
+use super::steer::{EditTable, Steer};
 use super::write::{FeatureSink, write_nan};
 use crate::backend::operations::Workspace;
 use crate::backend::{Input, Limits, Operations, Order, Pool, Run, Steering, Wanted};
@@ -25,16 +25,6 @@ pub struct CpuSession {
     core: Core,
     edits: EditTable,
     workspace: Workspace,
-}
-
-/// What does not change during a call.
-struct Core {
-    sae: Arc<Sae>,
-    pool: Pool,
-    kernels: Kernels,
-    plan: Plan,
-    max_tokens: usize,
-    ignored: AtomicU64,
 }
 
 impl CpuSession {
@@ -66,46 +56,6 @@ impl CpuSession {
     }
 }
 
-impl Core {
-    /// Cuts the working memory up: a list of rows, and the workers' slots.
-    fn cut<'a>(&self, memory: &'a mut [u8]) -> (&'a mut [u32], Slots<'a>) {
-        let (rows, slots) = memory.split_at_mut((4 * self.max_tokens).next_multiple_of(64));
-        (bytemuck::cast_slice_mut(rows), Slots::new(slots, self.plan))
-    }
-
-    fn workers<'a>(&'a self, slots: &'a Slots<'a>) -> Workers<'a> {
-        Workers { kernels: self.kernels, pool: &self.pool, slots }
-    }
-
-    /// Reads and normalises one token.
-    fn prepare(&self, input: &Input<'_>, row: usize, x: &mut [f32], raw: &mut [f32]) -> Prepared {
-        read_row(input, row, raw, x);
-        normalize_row(self.kernels, self.sae.spec(), &self.sae.weights().b_dec, x)
-    }
-
-    /// Activation of one latent from a token's prepared vector, where latents do not compete.
-    fn activation_alone(&self, encoder: &Encoder<'_>, i: usize, x: &[f32], row: &mut [f32]) -> f32 {
-        let w = encoder.w_enc.get(i, 1, &mut row[..x.len()]);
-        let h = encoder.pre_activation(i, self.kernels.dot(x, w));
-        if encoder.is_candidate(i, h) { h } else { 0.0 }
-    }
-
-    fn ignore(&self, count: u64) {
-        if count > 0 {
-            self.ignored.fetch_add(count, Ordering::Relaxed);
-        }
-    }
-
-    /// Runs `body` for every row, each worker with its own scratch.
-    fn each_row(&self, slots: &Slots<'_>, rows: usize, body: &(dyn Fn(usize, &mut Scratch<'_>) + Sync)) {
-        self.pool.run_ranges(rows, &|slot, range| {
-            // SAFETY: range numbers are given once each.
-            let mut scratch = unsafe { slots.get(slot) };
-            range.for_each(|row| body(row, &mut scratch));
-        });
-    }
-}
-
 impl Operations for CpuSession {
     fn workspace_size(&self) -> usize {
         self.workspace.size()
@@ -114,16 +64,8 @@ impl Operations for CpuSession {
     fn encode(&mut self, run: Run<'_>, input: Input<'_>, out: FeaturesMut<'_>) -> Result<()> {
         let core = &self.core;
         let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
-        let encoder = Encoder::of(&core.sae);
-        let job = Job {
-            encoder,
-            rows: input.x.rows(),
-            limit: encoder.limit(out.width()),
-            order: run.order,
-            prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
-        };
         let out = FeatureSink::new(out);
-        encode(&core.workers(&slots), &job, &|token, _| {
+        core.encode(&slots, &input, None, (out.width(), run.order), &|token, _| {
             // SAFETY: each row is given to the sink once.
             unsafe { out.write(token.row, token.keys, token.active, token.prepared) };
         });
@@ -141,14 +83,7 @@ impl Operations for CpuSession {
             unsafe { out.shared_write_part(row, column, &[value]) };
         };
         if core.sae.spec().architecture.latents_compete() {
-            let job = Job {
-                encoder,
-                rows: input.x.rows(),
-                limit: encoder.limit(usize::MAX),
-                order: Order::Value,
-                prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
-            };
-            encode(&core.workers(&slots), &job, &|token, _| {
+            core.encode(&slots, &input, None, (usize::MAX, Order::Value), &|token, _| {
                 for (column, &id) in ids.iter().enumerate() {
                     write(token.row, column, token.activation(id));
                 }
@@ -176,14 +111,7 @@ impl Operations for CpuSession {
         let encoder = Encoder::of(&core.sae);
         let rows = input.x.rows();
         if what == Wanted::Activations && core.sae.spec().architecture.latents_compete() {
-            let job = Job {
-                encoder,
-                rows,
-                limit: encoder.limit(usize::MAX),
-                order: Order::Index,
-                prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
-            };
-            encode(&core.workers(&slots), &job, &|token, _| {
+            core.encode(&slots, &input, None, (usize::MAX, Order::Index), &|token, _| {
                 let fill = if token.prepared == Prepared::NotFinite { f32::NAN } else { 0.0 };
                 // SAFETY: each row is given to the sink once.
                 unsafe {
@@ -260,18 +188,11 @@ impl Operations for CpuSession {
     ) -> Result<()> {
         let core = &self.core;
         let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
-        let (encoder, decoder) = (Encoder::of(&core.sae), Decoder::of(&core.sae));
+        let decoder = Decoder::of(&core.sae);
         let (d_in, d_out) = (core.sae.spec().d_in, core.sae.spec().d_out);
         let width = features.as_ref().map_or(0, FeaturesMut::width);
         let features = features.map(FeatureSink::new);
-        let job = Job {
-            encoder,
-            rows: input.x.rows(),
-            limit: encoder.limit(usize::MAX),
-            order: Order::Value,
-            prepare: &|row, x, raw| core.prepare(&input, row, x, raw),
-        };
-        encode(&core.workers(&slots), &job, &|token, scratch| {
+        core.encode(&slots, &input, None, (usize::MAX, Order::Value), &|token, scratch| {
             let RowScratch { sum, weights, raw, .. } = scratch;
             let sum = &mut sum[..d_out];
             match token.prepared {
@@ -341,15 +262,8 @@ impl Operations for CpuSession {
                 call.steer_alone(row, scratch);
             }
         });
-        let job = Job {
-            encoder: call.encoder,
-            rows: listed.len(),
-            limit: call.encoder.limit(usize::MAX),
-            order: Order::Value,
-            prepare: &|i, x, raw| core.prepare(&input, listed[i] as usize, x, raw),
-        };
-        encode(&core.workers(&slots), &job, &|token, scratch| {
-            let row = listed[token.row] as usize;
+        core.encode(&slots, &input, Some(listed), (usize::MAX, Order::Value), &|token, scratch| {
+            let row = token.row;
             let edits = call.edits(row).unwrap_or(&[]);
             match token.prepared {
                 Prepared::NotFinite => call.leave_alone(row),
@@ -381,16 +295,6 @@ impl Operations for CpuSession {
 
     fn ignored_indices(&self) -> u64 {
         self.core.ignored.load(Ordering::Relaxed)
-    }
-}
-
-impl Encoded<'_> {
-    /// The activation of a latent, 0 if it is not active, NaN if the token is not finite.
-    fn activation(&self, feature: i32) -> f32 {
-        if self.prepared == Prepared::NotFinite {
-            return f32::NAN;
-        }
-        self.keys.iter().find(|key| key.index() == feature).map_or(0.0, |key| Key::value(*key))
     }
 }
 
@@ -432,82 +336,6 @@ impl Core {
                 // SAFETY: each row is worked on by one thread.
                 unsafe { z.shared_write_part(rows.start + i, first, scores) };
             }
-        }
-    }
-}
-
-/// One steering call.
-struct Steer<'a> {
-    core: &'a Core,
-    table: &'a EditTable,
-    input: &'a Input<'a>,
-    steering: &'a Steering<'a>,
-    encoder: Encoder<'a>,
-    decoder: Decoder<'a>,
-}
-
-impl Steer<'_> {
-    /// The slot a row asks for.
-    fn slot(&self, row: usize) -> Option<i32> {
-        self.steering.row_slot.map(|slots| slots.element::<i32>(row))
-    }
-
-    /// A row's edits, if it is to be steered at all.
-    fn edits(&self, row: usize) -> Option<&[Edit]> {
-        self.table.get(self.slot(row).unwrap_or(0)).filter(|edits| !edits.is_empty())
-    }
-
-    /// Steers a row from what is known of it, or from single latents.
-    fn steer_alone(&self, row: usize, scratch: &mut Scratch<'_>) {
-        let Some(edits) = self.edits(row) else { return self.leave_alone(row) };
-        if let Some(known) = &self.steering.known {
-            if known.counts.element::<i32>(row) < 0 {
-                return self.leave_alone(row);
-            }
-            let mut state = [0.0; 2];
-            if let Some(given) = &known.row_state {
-                let given = given.row::<f32>(row);
-                state[..given.len()].copy_from_slice(given);
-            }
-            return self.apply(row, edits, state, &mut scratch.row, |feature, _| known.activation(row, feature));
-        }
-        let d = self.core.sae.spec().d_in;
-        let x = &mut scratch.x[..d];
-        match self.core.prepare(self.input, row, x, &mut scratch.row.raw[..d]) {
-            Prepared::NotFinite => self.leave_alone(row),
-            Prepared::Ready(state) => self.apply(row, edits, state, &mut scratch.row, |feature, weights| {
-                let latent = self.decoder.local(feature);
-                latent.map_or(0.0, |i| self.core.activation_alone(&self.encoder, i, x, weights))
-            }),
-        }
-    }
-
-    fn apply(
-        &self,
-        row: usize,
-        edits: &[Edit],
-        state: [f32; 2],
-        scratch: &mut RowScratch<'_>,
-        activation: impl FnMut(i32, &mut [f32]) -> f32,
-    ) {
-        let spec = self.core.sae.spec();
-        if !sum_edits(self.core.kernels, &self.decoder, edits, scratch, spec.d_out, activation) {
-            return self.leave_alone(row);
-        }
-        let RowScratch { sum, raw, .. } = scratch;
-        let (delta, y) = (&mut sum[..spec.d_out], &mut raw[..spec.d_out]);
-        self.steering.y.read_row(row, y);
-        let scale = output_scale(spec, state);
-        delta.iter_mut().zip(&*y).for_each(|(delta, y)| *delta = delta.mul_add(scale, *y));
-        // SAFETY: each row is worked on by one thread, which has read all it needs of it.
-        unsafe { self.steering.out.shared_write_row(row, delta) };
-    }
-
-    /// The row keeps its bits.
-    fn leave_alone(&self, row: usize) {
-        if !self.steering.out.as_ref().same_as(&self.steering.y) {
-            // SAFETY: each row is worked on by one thread; the session checked that y and out do not overlap.
-            unsafe { self.steering.out.shared_copy_row(row, &self.steering.y, row) };
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The operations on the processor.
 
+mod core;
 mod decode;
 mod encode;
 mod inference;

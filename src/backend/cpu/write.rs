@@ -17,6 +17,11 @@ impl<'a> FeatureSink<'a> {
         Self { out, width }
     }
 
+    /// Slots per token.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
     /// Writes one token: keys in their order, as many as fit.
     ///
     /// # Safety
