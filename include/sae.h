@@ -855,7 +855,7 @@ typedef struct sae_train_stats {
   uint32_t reserved;
 } sae_train_stats;
 
-/// What a run is, and how far it has come: after `sae_trainer_resume`, the host's data continues at `tokens_seen`.
+/// What a run is, and how far it has come: after `sae_trainer_resume`, the host's data continues at `rows_given`.
 typedef struct sae_train_progress {
   /// `sizeof(sae_train_progress)`; `SAE_TRAIN_PROGRESS_INIT` sets it.
   size_t struct_size;
@@ -873,6 +873,8 @@ typedef struct sae_train_progress {
   uint64_t step;
   /// Tokens trained on so far.
   uint64_t tokens_seen;
+  /// Rows of all batches so far, those left out included.
+  uint64_t rows_given;
   /// 1 if the run was started, 0 if not.
   int32_t started;
   /// 0.

@@ -271,6 +271,7 @@ fn rows_left_out_do_not_count() {
     assert_eq!((b.tokens, b.tokens_masked, b.tokens_not_finite, b.tokens_seen), (30, 10, 6, 30));
     assert_eq!(StepStats { tokens_masked: 0, tokens_not_finite: 0, ..b }, a);
     assert_eq!(both_exports(&clean), both_exports(&other));
+    assert_eq!(other.progress().unwrap().rows_given, 46);
 
     // Nothing left: no step, no change.
     let before = bits(&other.export(Export::Weights).unwrap());

@@ -33,6 +33,8 @@ def svg(results):
     parts.append(text(WIDTH - RIGHT, y(pca) - 6, f"PCA, rank {results['k']}: {pca:.3f}", 11, "end", "#555"))
     for column, (passes, trainer) in enumerate(columns):
         values = [run["fvu"] for run in runs if (run["passes"], run["trainer"]) == (passes, trainer)]
+        if not values:
+            continue
         mean = sum(values) / len(values)
         parts.append(line(x(column) - 34, y(mean), x(column) + 34, y(mean), f'stroke="{COLOURS[trainer]}" stroke-width="2"'))
         parts += [

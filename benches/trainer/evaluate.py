@@ -2,7 +2,7 @@
 
 import torch
 
-from plain_torch import encode
+from plain_torch import decode, keep_largest, pre_activations
 
 
 def deviation(x):
@@ -15,10 +15,10 @@ def sae(weights, held_out, k):
     error, active = 0.0, 0
     fired = torch.zeros(len(weights["b_enc"]), dtype=torch.bool)
     for x in held_out.split(2000):
-        _, z = encode(weights, x, k)
-        error += ((z @ weights["W_dec"] + weights["b_dec"] - x) ** 2).sum().item()
+        z, latents = keep_largest(pre_activations(weights, x), k)
+        error += ((decode(weights["W_dec"], z, latents) + weights["b_dec"] - x) ** 2).sum().item()
         active += (z > 0).sum().item()
-        fired |= (z > 0).any(0)
+        fired[latents[z > 0]] = True
     return {
         "fvu": error / deviation(held_out),
         "l0": active / len(held_out),

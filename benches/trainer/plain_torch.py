@@ -1,13 +1,13 @@
 """A TopK trainer in plain PyTorch, float32: the formulas of the library's training module, each written the obvious way.
 
-Dense pre-activations, autograd, `torch.optim.Adam`. It shares no code with the library, and stands beside it in recorded.py.
+Dense pre-activations, `embedding_bag` to decode, autograd, `torch.optim.Adam`. It shares no code with the library, and stands beside it in recorded.py.
 """
 
 import math
 import sys
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 FIRED = 1e-3
 
@@ -23,15 +23,19 @@ def geometric_median(x, steps=100):
     return median
 
 
-def encode(weights, x, k):
-    """Pre-activations, and activations of the k largest."""
-    h = (x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"]
-    return h, keep_largest(h, k)
+def pre_activations(weights, x):
+    # W_enc (x − b_dec), so written that b_dec's gradient is a product with one vector
+    return x @ weights["W_enc"].T - weights["W_enc"] @ weights["b_dec"] + weights["b_enc"]
 
 
 def keep_largest(h, k):
+    """The k largest, then ReLU: activations and latents, [T, k] each."""
     top = torch.topk(h, k, dim=1, sorted=False)
-    return torch.zeros_like(h).scatter(1, top.indices, torch.relu(top.values))
+    return torch.relu(top.values), top.indices
+
+
+def decode(w_dec, z, latents):
+    return embedding_bag(latents, w_dec, per_sample_weights=z, mode="sum")
 
 
 def rate(options, step, seen):
@@ -49,8 +53,8 @@ def train(activations, order, batch, options):
     normalizer = ((sample - sample.mean(0)) ** 2).mean()
     w_dec = normalize(torch.randn(n, d), dim=1)
     weights = {"W_enc": w_dec.clone(), "b_enc": torch.zeros(n), "W_dec": w_dec, "b_dec": torch.zeros(d)}
-    _, z = encode(weights, normalize(torch.randn(256, d), dim=1), k)
-    weights["W_enc"] /= (z @ w_dec).norm(dim=1).mean()
+    probes = normalize(torch.randn(256, d), dim=1)
+    weights["W_enc"] /= decode(w_dec, *keep_largest(probes @ w_dec.T, k)).norm(dim=1).mean()
     weights["b_dec"] = geometric_median(sample.double()).float()
     for value in weights.values():
         value.requires_grad_()
@@ -62,14 +66,17 @@ def train(activations, order, batch, options):
     for step, rows in enumerate(order.split(batch), 1):
         x = activations[rows].float()
         seen += len(x)
-        h, z = encode(weights, x, k)
-        x_hat = z @ weights["W_dec"] + weights["b_dec"]
+        h = pre_activations(weights, x)
+        z, latents = keep_largest(h, k)
+        x_hat = decode(weights["W_dec"], z, latents) + weights["b_dec"]
         loss = ((x_hat - x) ** 2).mean() / normalizer
-        unfired = torch.where((z > FIRED).any(0), 0, unfired + len(x))
+        unfired += len(x)
+        unfired[latents[z > FIRED]] = 0
         dead = (unfired >= dead_after).nonzero().squeeze(1)
         if len(dead):
             e = (x - x_hat).detach()
-            e_hat = keep_largest(h[:, dead], min(k_aux, len(dead))) @ weights["W_dec"][dead]
+            z_aux, latents = keep_largest(h[:, dead], min(k_aux, len(dead)))
+            e_hat = decode(weights["W_dec"], z_aux, dead[latents])
             loss = loss + ((e_hat - e) ** 2).mean() / ((e - e.mean(0)) ** 2).mean() / 32
         adam.zero_grad()
         loss.backward()

@@ -12,7 +12,6 @@ import json
 import pathlib
 import subprocess
 import tempfile
-import time
 
 import numpy as np
 import torch
@@ -58,6 +57,12 @@ def train_libsae(program, recording, order, chosen, threads, folder):
     return load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
 
 
+def save(results, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trainer.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    (folder / "trainer.svg").write_text(draw.svg(results))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recording", type=pathlib.Path, required=True)
@@ -82,7 +87,7 @@ def main():
         "runs": [],
     }
     print(f"{rows} tokens, {len(held_out)} held out; PCA of rank {K}: FVU {results['pca_fvu']:.4f}")
-    print(f"{'trainer':14} passes seed  FVU     FVU (EMA)  L0     never fires  seconds")
+    print(f"{'trainer':14} passes seed  FVU     FVU (EMA)  L0     never fires")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         training.numpy().astype("<f2").tofile(folder / "training.f16")
@@ -92,22 +97,21 @@ def main():
                 order = np.concatenate([shuffle.permutation(rows) for _ in range(passes)])
                 chosen = options(d, rows * passes, seed)
                 for trainer in draw.COLOURS:
-                    start = time.monotonic()
                     if trainer == "libsae":
                         made = train_libsae(
                             arguments.trainer, folder / "training.f16", order, chosen, arguments.threads, folder
                         )
                     else:
                         made = plain_torch.train(training, torch.from_numpy(order), BATCH, chosen)
-                    seconds = time.monotonic() - start
                     weights, ema = (evaluate.sae(one, held_out, K) for one in made)
-                    run = {"trainer": trainer, "passes": passes, "seed": seed, "seconds": round(seconds, 1)}
+                    run = {"trainer": trainer, "passes": passes, "seed": seed}
                     results["runs"].append(run | weights | {"fvu_of_ema": ema["fvu"]})
                     print(
                         f"{trainer:14} {passes:6} {seed:4}  {weights['fvu']:.4f}  {ema['fvu']:.4f}     "
-                        f"{weights['l0']:.2f}  {weights['never_fires']:9.2%}  {seconds:9.0f}",
+                        f"{weights['l0']:.2f}  {weights['never_fires']:9.2%}",
                         flush=True,
                     )
+                    save(results, arguments.out)
     print()
     for passes in PASSES:
         ours, theirs = (
@@ -116,9 +120,6 @@ def main():
         )
         verdict = "as good" if ours <= theirs + 0.005 else "WORSE"
         print(f"{passes} pass(es): libsae {ours:.4f}, plain PyTorch {theirs:.4f}: {ours - theirs:+.4f}, {verdict}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "trainer.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    (arguments.out / "trainer.svg").write_text(draw.svg(results))
 
 
 if __name__ == "__main__":

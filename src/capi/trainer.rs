@@ -239,7 +239,7 @@ pub unsafe extern "C" fn sae_train_step(
     })
 }
 
-/// What a run is, and how far it has come: after `sae_trainer_resume`, the host's data continues at `tokens_seen`.
+/// What a run is, and how far it has come: after `sae_trainer_resume`, the host's data continues at `rows_given`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct sae_train_progress {
@@ -259,12 +259,15 @@ pub struct sae_train_progress {
     pub step: u64,
     /// Tokens trained on so far.
     pub tokens_seen: u64,
+    /// Rows of all batches so far, those left out included.
+    pub rows_given: u64,
     /// 1 if the run was started, 0 if not.
     pub started: i32,
     /// 0.
     pub reserved: u32,
 }
-sized!(sae_train_progress: d, n_latents, k, max_batch_tokens, total_tokens, step, tokens_seen, started, reserved);
+sized!(sae_train_progress: d, n_latents, k, max_batch_tokens, total_tokens, step, tokens_seen, rows_given, started,
+    reserved);
 
 /// Tells what a run is, and how far it has come.
 #[unsafe(no_mangle)]
@@ -278,7 +281,6 @@ pub unsafe extern "C" fn sae_trainer_progress(
         let (trainer, out) = unsafe { (get("trainer", trainer)?, Output::new("out", out)?) };
         let trainer = trainer.0.enter("trainer")?;
         let (options, progress) = (trainer.options(), trainer.progress());
-        let (step, tokens_seen) = progress.unwrap_or_default();
         out.write(&sae_train_progress {
             struct_size: 0,
             d: options.d as i64,
@@ -286,8 +288,9 @@ pub unsafe extern "C" fn sae_trainer_progress(
             k: options.k as i64,
             max_batch_tokens: options.max_batch_tokens as i64,
             total_tokens: options.total_tokens,
-            step,
-            tokens_seen,
+            step: progress.map_or(0, |p| p.step),
+            tokens_seen: progress.map_or(0, |p| p.tokens_seen),
+            rows_given: progress.map_or(0, |p| p.rows_given),
             started: i32::from(progress.is_some()),
             reserved: 0,
         });

@@ -16,7 +16,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 
-use super::TrainOptions;
+use super::{Progress, TrainOptions};
 use crate::backend::training::{Parameter, Role, Training};
 use crate::error::{Error, Result, Status, fail};
 use crate::tensor::Storage;
@@ -30,26 +30,6 @@ const VERSION: u32 = 1;
 /// How files being written are named; one that is left over is of a save that was killed.
 const PARTIAL: (&str, &str) = (".checkpoint-", ".partial");
 const UNFIRED: &str = "tokens_since_fired";
-
-/// How far a run has come.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Progress {
-    /// Optimizer steps made.
-    pub step: u64,
-    /// Tokens trained on.
-    pub tokens_seen: u64,
-    /// Those of them whose gradients wait for the next step.
-    pub pending_tokens: u64,
-    /// By what the mean squared error is divided.
-    pub normalizer: f64,
-}
-
-impl Progress {
-    pub(super) fn start(normalizer: f64) -> Self {
-        Self { step: 0, tokens_seen: 0, pending_tokens: 0, normalizer }
-    }
-}
 
 /// The metadata's entry.
 #[derive(Serialize, Deserialize)]

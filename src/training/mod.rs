@@ -29,7 +29,7 @@ mod stats;
 mod trainer;
 
 pub use options::TrainOptions;
-pub use stats::StepStats;
+pub use stats::{Progress, StepStats};
 pub use trainer::{Batch, Export, Trainer};
 
 /// A latent has fired on a token when its activation exceeds this.

@@ -1,4 +1,6 @@
-//! What a step tells about itself.
+//! What a step tells about itself, and how far a run has come.
+
+use serde::{Deserialize, Serialize};
 
 /// Statistics of one call of [`Trainer::step`](super::Trainer::step). Losses, FVU and L0 are of this call's tokens alone, under
 /// the weights they were computed with.
@@ -34,4 +36,26 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// Learning rate of the step; 0 if no step was made.
     pub learning_rate: f64,
+}
+
+/// How far a run has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Optimizer steps made.
+    pub step: u64,
+    /// Rows of all batches, those left out included: where the host's data continues after a resume.
+    pub rows_given: u64,
+    /// Tokens trained on.
+    pub tokens_seen: u64,
+    /// Those of them whose gradients wait for the next step.
+    pub pending_tokens: u64,
+    /// By what the mean squared error is divided.
+    pub normalizer: f64,
+}
+
+impl Progress {
+    pub(super) fn start(normalizer: f64) -> Self {
+        Self { step: 0, rows_given: 0, tokens_seen: 0, pending_tokens: 0, normalizer }
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::checkpoint::{self, Progress};
+use super::checkpoint;
 use super::init::{PROBES, Sample, random_unit_rows};
 use super::schedule::learning_rate;
-use super::{FIRED, StepStats, TrainOptions};
+use super::{FIRED, Progress, StepStats, TrainOptions};
 use crate::backend::cpu::training::CpuTraining;
 use crate::backend::training::{
     BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
@@ -77,9 +77,9 @@ impl Trainer {
         &self.options
     }
 
-    /// How far the run has come: optimizer steps, and tokens trained on; `None` until it is started.
-    pub fn progress(&self) -> Option<(u64, u64)> {
-        self.progress.as_ref().map(|progress| (progress.step, progress.tokens_seen))
+    /// How far the run has come; `None` until it is started.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.progress.as_ref()
     }
 
     /// Starts a run from a first sample `[S, d]`: b_dec becomes its geometric median, its variance the loss's normaliser, and
@@ -194,6 +194,7 @@ impl Trainer {
             dead_after_tokens: self.options.dead_after_tokens,
         };
         let sums = self.backend.accumulate(&rows, &loss)?;
+        progress.rows_given += batch.x.rows() as u64;
         progress.tokens_seen += sums.tokens as u64;
         progress.pending_tokens += sums.tokens as u64;
         let mut stats = statistics(&sums, &self.options, progress);
