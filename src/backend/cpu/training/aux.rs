@@ -1,7 +1,7 @@
 //! AuxK: dead latents learn to explain what the others leave over.
 
 use super::backward::{self, LatentLists};
-use super::forward::{Reconstruction, squared_deviation};
+use super::forward::{Problem, Reconstruction, squared_deviation};
 use super::state::{Array, State};
 use crate::backend::cpu::encode::{Encoder, Rows, Workers};
 use crate::backend::training::{LossParameters, TrainingShape};
@@ -29,7 +29,6 @@ impl Aux {
     }
 
     /// Adds AuxK's gradients; `errors` `[T, d]` is what the main codes left of the inputs. Gives the loss.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn add(
         &mut self,
         workers: &Workers<'_>,
@@ -38,25 +37,23 @@ impl Aux {
         inputs: &[f32],
         errors: &[f32],
         loss: &LossParameters,
-        dead: usize,
     ) -> f64 {
         let State { weights, gradient, unfired, .. } = state;
         let d = weights.b_dec.len();
-        if dead == 0 {
-            return 0.0;
+        let all_dead = (0..unfired.len()).filter(|&i| unfired[i] >= loss.dead_after_tokens);
+        let mut dead = 0;
+        for i in all_dead {
+            (self.dead[dead], self.b_enc[dead]) = (i as u32, weights.b_enc[i]);
+            dead += 1;
         }
-        let deviation = squared_deviation(workers.pool, errors, d);
+        let deviation = if dead > 0 { squared_deviation(workers.pool, errors, d) } else { 0.0 };
         if deviation == 0.0 {
             return 0.0;
         }
-        let (ids, b_enc) = (&mut self.dead[..dead], &mut self.b_enc[..dead]);
-        let all_dead = (0..unfired.len()).filter(|&i| unfired[i] >= loss.dead_after_tokens);
-        for ((id, bias), i) in ids.iter_mut().zip(&mut *b_enc).zip(all_dead) {
-            (*id, *bias) = (i as u32, weights.b_enc[i]);
-        }
+        let ids = &self.dead[..dead];
         let encoder = Encoder {
             w_enc: Rows::Picked { values: &weights.w_enc, d, ids },
-            b_enc,
+            b_enc: &self.b_enc[..dead],
             scale: None,
             threshold: None,
             k: Some(self.k),
@@ -66,11 +63,11 @@ impl Aux {
         let tokens = (inputs.len() / d) as f64;
         let pull = 2.0 * loss.aux_coefficient * tokens / deviation;
         let mut squares = 0.0;
-        for (inputs, errors) in inputs.chunks(self.rows * d).zip(errors.chunks(self.rows * d)) {
-            self.fit.fit(workers, encoder, Some(ids), inputs, errors, &weights.w_dec, pull);
+        for (inputs, targets) in inputs.chunks(self.rows * d).zip(errors.chunks(self.rows * d)) {
+            let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec: &weights.w_dec, pull };
+            self.fit.fit(workers, &problem);
             squares += self.fit.squared_error();
-            lists.group(self.fit.codes());
-            backward::add(workers.kernels, workers.pool, lists, &self.fit, inputs, pull, gradient);
+            backward::add(workers, &problem, &self.fit, lists, gradient);
         }
         loss.aux_coefficient * squares / deviation
     }

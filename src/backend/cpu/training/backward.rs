@@ -2,10 +2,9 @@
 //! summed over them in the tokens' order.
 
 use super::blocks::{blocks, for_each};
-use super::forward::{Codes, Reconstruction, add_column_sums};
+use super::forward::{Codes, Problem, Reconstruction, add_column_sums};
 use super::state::{Array, Parameters};
-use crate::backend::Pool;
-use crate::backend::cpu::Kernels;
+use crate::backend::cpu::encode::Workers;
 use crate::error::Result;
 
 /// Latents whose gradients one body sums.
@@ -25,7 +24,7 @@ impl LatentLists {
     }
 
     /// Sorts the slots of codes by latent, by counting.
-    pub(super) fn group(&mut self, codes: &Codes) {
+    fn group(&mut self, codes: &Codes) {
         let indices = &codes.indices[..codes.rows * codes.width];
         self.starts.fill(0);
         for &latent in indices.iter().filter(|&&latent| latent >= 0) {
@@ -51,24 +50,24 @@ impl LatentLists {
     }
 }
 
-/// Adds the gradients of `pull / 2 · Σ leftover²` by W_enc, b_enc and W_dec.
+/// Adds the gradients of a problem's loss by W_enc, b_enc and W_dec.
 pub(super) fn add(
-    kernels: Kernels,
-    pool: &Pool,
-    lists: &LatentLists,
+    workers: &Workers<'_>,
+    problem: &Problem<'_>,
     fit: &Reconstruction,
-    inputs: &[f32],
-    pull: f64,
+    lists: &mut LatentLists,
     gradient: &mut Parameters,
 ) {
+    lists.group(fit.codes());
+    let (lists, kernels) = (&*lists, workers.kernels);
     let Codes { width, values, pulls, .. } = fit.codes();
-    let (leftover, d, pull) = (fit.leftover(), gradient.b_dec.len(), pull as f32);
+    let (inputs, leftover, d, pull) = (problem.inputs, fit.leftover(), gradient.b_dec.len(), problem.pull as f32);
     let parts = (
         blocks(&mut gradient.w_enc, LATENTS * d),
         blocks(&mut gradient.w_dec, LATENTS * d),
         blocks(&mut gradient.b_enc, LATENTS),
     );
-    for_each(pool, parts, |block, (w_enc, w_dec, b_enc)| {
+    for_each(workers.pool, parts, |block, (w_enc, w_dec, b_enc)| {
         let rows = w_enc.chunks_exact_mut(d).zip(w_dec.chunks_exact_mut(d)).zip(b_enc);
         for (i, ((w_enc, w_dec), b_enc)) in rows.enumerate() {
             for &slot in lists.of(block * LATENTS + i) {
@@ -83,7 +82,7 @@ pub(super) fn add(
 }
 
 /// Adds the gradient by b_dec as far as it comes through decoding.
-pub(super) fn add_bias(pool: &Pool, fit: &Reconstruction, pull: f64, b_dec: &mut [f32]) {
+pub(super) fn add_bias(workers: &Workers<'_>, problem: &Problem<'_>, fit: &Reconstruction, b_dec: &mut [f32]) {
     let d = b_dec.len();
-    add_column_sums(pool, fit.leftover(), d, -pull, b_dec);
+    add_column_sums(workers.pool, fit.leftover(), d, -problem.pull, b_dec);
 }

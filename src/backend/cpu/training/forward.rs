@@ -101,6 +101,21 @@ pub(super) struct Codes {
     pub pulls: Array<f32>,
 }
 
+/// Rows to encode, and what their codes shall explain. The loss is `pull / 2 · Σ (target − Σ z_i W_dec[i])²`.
+#[derive(Clone, Copy)]
+pub(super) struct Problem<'a> {
+    pub encoder: Encoder<'a>,
+    /// The latents' numbers, where the encoder holds a choice of them.
+    pub ids: Option<&'a [u32]>,
+    /// `[rows, d]`.
+    pub inputs: &'a [f32],
+    /// `[rows, d]`.
+    pub targets: &'a [f32],
+    /// `[n, d]`.
+    pub w_dec: &'a [f32],
+    pub pull: f64,
+}
+
 /// Rows explained by codes.
 pub(super) struct Reconstruction {
     d: usize,
@@ -128,19 +143,9 @@ impl Reconstruction {
         })
     }
 
-    /// Encodes `inputs` and explains `targets` by the codes. The loss is `pull / 2 · Σ leftover²`. `ids` are the latents'
-    /// numbers where the encoder holds a choice of them.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn fit(
-        &mut self,
-        workers: &Workers<'_>,
-        encoder: Encoder<'_>,
-        ids: Option<&[u32]>,
-        inputs: &[f32],
-        targets: &[f32],
-        w_dec: &[f32],
-        pull: f64,
-    ) {
+    /// Encodes the inputs and explains the targets by the codes.
+    pub(super) fn fit(&mut self, workers: &Workers<'_>, problem: &Problem<'_>) {
+        let &Problem { encoder, ids, inputs, targets, w_dec, pull } = problem;
         let (d, width, kernels) = (self.d, self.codes.width, workers.kernels);
         let rows = inputs.len() / d;
         self.codes.rows = rows;

@@ -10,8 +10,8 @@ mod forward;
 mod optimizer;
 mod state;
 
-use forward::{Batch, Reconstruction};
-use state::State;
+use forward::{Batch, Problem, Reconstruction};
+use state::{Parameters, State};
 
 use super::Kernels;
 use super::encode::{Encoder, Rows, Workers};
@@ -83,35 +83,32 @@ impl Training for CpuTraining {
         let Self { shape, state, batch, main, kernels, pool, .. } = self;
         let mut sums = batch.gather(*kernels, pool, rows, &self.spec, &state.weights.b_dec);
         if sums.tokens == 0 {
-            sums.dead = state.unfired.iter().filter(|&&t| t >= loss.dead_after_tokens).count();
+            sums.dead = dead(&state.unfired, loss);
             return Ok(sums);
         }
         let d = shape.d;
         let inputs = &batch.inputs[..sums.tokens * d];
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: *kernels, pool, slots: &slots };
-        let encoder = Encoder {
-            w_enc: Rows::F32 { values: &state.weights.w_enc, d },
-            b_enc: &state.weights.b_enc,
-            scale: None,
-            threshold: None,
-            k: Some(shape.k),
-            first_latent: 0,
+        let problem = Problem {
+            encoder: encoder(shape, &state.weights),
+            ids: None,
+            inputs,
+            targets: inputs,
+            w_dec: &state.weights.w_dec,
+            pull: 2.0 / (d as f64 * loss.normalizer),
         };
-
-        let pull = 2.0 / (d as f64 * loss.normalizer);
-        main.fit(&workers, encoder, None, inputs, inputs, &state.weights.w_dec, pull);
+        main.fit(&workers, &problem);
+        backward::add(&workers, &problem, main, &mut self.lists, &mut state.gradient);
+        backward::add_bias(&workers, &problem, main, &mut state.gradient.b_dec);
         sums.squared_error = main.squared_error();
         sums.squared_deviation = forward::squared_deviation(pool, inputs, d);
         sums.active = main.active();
-        main.mark_fired(&mut state.unfired, loss.fired);
-        sums.dead = state.unfired.iter().filter(|&&t| t >= loss.dead_after_tokens).count();
 
-        self.lists.group(main.codes());
-        backward::add(*kernels, pool, &self.lists, main, inputs, pull, &mut state.gradient);
-        backward::add_bias(pool, main, pull, &mut state.gradient.b_dec);
+        main.mark_fired(&mut state.unfired, loss.fired);
+        sums.dead = dead(&state.unfired, loss);
         if let Some(aux) = &mut self.aux {
-            sums.aux_loss = aux.add(&workers, state, &mut self.lists, inputs, main.leftover(), loss, sums.dead);
+            sums.aux_loss = aux.add(&workers, state, &mut self.lists, inputs, main.leftover(), loss);
         }
         Ok(sums)
     }
@@ -121,21 +118,20 @@ impl Training for CpuTraining {
     }
 
     fn mean_reconstruction_norm(&mut self, rows: &[f32]) -> Result<f64> {
-        let d = self.shape.d;
         let weights = &self.state.weights;
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: self.kernels, pool: &self.pool, slots: &slots };
-        let encoder = Encoder {
-            w_enc: Rows::F32 { values: &weights.w_enc, d },
-            b_enc: &weights.b_enc,
-            scale: None,
-            threshold: None,
-            k: Some(self.shape.k),
-            first_latent: 0,
-        };
         // What is left of zero is the reconstruction, negated.
         let zeros = vec![0.0; rows.len()];
-        self.main.fit(&workers, encoder, None, rows, &zeros, &weights.w_dec, 0.0);
+        let problem = Problem {
+            encoder: encoder(&self.shape, weights),
+            ids: None,
+            inputs: rows,
+            targets: &zeros,
+            w_dec: &weights.w_dec,
+            pull: 0.0,
+        };
+        self.main.fit(&workers, &problem);
         Ok(self.main.mean_error_norm())
     }
 
@@ -174,6 +170,23 @@ impl Training for CpuTraining {
         self.state.unfired.copy_from_slice(tokens);
         Ok(())
     }
+}
+
+/// The encoder as it is now.
+fn encoder<'a>(shape: &TrainingShape, weights: &'a Parameters) -> Encoder<'a> {
+    Encoder {
+        w_enc: Rows::F32 { values: &weights.w_enc, d: shape.d },
+        b_enc: &weights.b_enc,
+        scale: None,
+        threshold: None,
+        k: Some(shape.k),
+        first_latent: 0,
+    }
+}
+
+/// How many latents are dead.
+fn dead(unfired: &[u64], loss: &LossParameters) -> usize {
+    unfired.iter().filter(|&&tokens| tokens >= loss.dead_after_tokens).count()
 }
 
 fn no_ema() -> Error {
