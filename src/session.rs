@@ -33,7 +33,7 @@ use crate::backend::cpu::{CpuSession, Kernels};
 use crate::backend::{Input, Limits, Operations, Pool, Run, Steering, Wanted};
 use crate::error::{Result, fail};
 use crate::features::{FeaturesMut, FeaturesRef, check_tensor};
-use crate::sae::Sae;
+use crate::sae::{Sae, Spec};
 use crate::steering::{Edit, check_edits};
 use crate::tensor::{DType, Tensor, TensorMut};
 
@@ -83,6 +83,8 @@ pub struct SessionMemory {
 pub struct Session {
     sae: Arc<Sae>,
     limits: Limits,
+    /// For each slot, whether its edits depend on activations.
+    needs_activations: Vec<bool>,
     operations: Box<dyn Operations>,
 }
 
@@ -103,7 +105,7 @@ impl Session {
         let limits = limits(&sae, &options)?;
         let kernels = options.kernels.unwrap_or_else(Kernels::best);
         let session = CpuSession::new(Arc::clone(&sae), limits, options.pool, kernels, options.host_workspace)?;
-        Ok(Self { sae, limits, operations: Box::new(session) })
+        Ok(Self { sae, limits, needs_activations: vec![false; limits.slots], operations: Box::new(session) })
     }
 
     /// What [`Self::new`] would reserve.
@@ -144,6 +146,7 @@ impl Session {
         ids: Tensor<'_>,
         out: TensorMut<'_>,
     ) -> Result<()> {
+        self.refuse_shard("single activations")?;
         self.check_input(&input)?;
         let m = ids.rows();
         check_tensor("ids", &ids, &[m], |t| t == DType::I32, "i32")?;
@@ -155,6 +158,9 @@ impl Session {
 
     /// All activations or pre-activations, `z` `[T, n_latents]`. Rows that are not finite become NaN.
     pub fn encode_dense(&mut self, run: Run<'_>, input: Input<'_>, what: Wanted, z: TensorMut<'_>) -> Result<()> {
+        if what == Wanted::Activations {
+            self.refuse_shard("dense activations")?;
+        }
         self.check_input(&input)?;
         self.check_vectors("z", &z.as_ref(), input.x.rows(), self.sae.spec().n_latents)?;
         disjoint([("z", z.as_ref())], inputs(&input), None)?;
@@ -216,7 +222,9 @@ impl Session {
             return fail!(InvalidArgument, "n_edits: {found}, but the session was made for {most} per slot");
         }
         check_edits(edits, spec.first_latent..spec.first_latent + spec.n_latents)?;
-        self.operations.set_edits(slot, edits)
+        self.operations.set_edits(slot, edits)?;
+        self.needs_activations[slot] = edits.iter().any(Edit::needs_activation);
+        Ok(())
     }
 
     /// Changes activations by their slots' edits: `out = y + change`. Rows left alone keep their bits.
@@ -224,6 +232,7 @@ impl Session {
         self.check_input(&input)?;
         let spec = self.sae.spec();
         let rows = input.x.rows();
+        self.check_steering(rows, &steer)?;
         if steer.y.is_none() && spec.d_in != spec.d_out {
             return fail!(
                 InvalidArgument,
@@ -238,6 +247,29 @@ impl Session {
         if y.dtype() != out.dtype() {
             return fail!(InvalidTensor, "out: expected {} like y, found {}", y.dtype(), out.dtype());
         }
+        let known = steer.known.iter().flat_map(FeaturesRef::tensors);
+        let read = inputs(&input).chain(steer.row_slot.map(|t| ("row_slot", t))).chain(known);
+        disjoint([("out", out.as_ref())], read, Some(("out", "x")))?;
+        disjoint([("out", out.as_ref())], [("y", y)], Some(("out", "y")))?;
+        let steering = Steering { row_slot: steer.row_slot, known: steer.known, y: Some(y), out };
+        self.operations.steer(run, Some(input), steering)
+    }
+
+    /// [`Self::steer`] of `x` itself.
+    pub fn steer_in_place(&mut self, run: Run<'_>, x: TensorMut<'_>, row_slot: Option<Tensor<'_>>) -> Result<()> {
+        let spec = self.sae.spec();
+        if spec.d_in != spec.d_out {
+            let Spec { d_in, d_out, .. } = spec;
+            return fail!(InvalidArgument, "x: vectors of {d_in} are read and vectors of {d_out} are edited");
+        }
+        let rows = x.rows();
+        self.check_vectors("x", &x.as_ref(), rows, spec.d_in)?;
+        self.check_steering(rows, &Steer { row_slot, ..Steer::default() })?;
+        disjoint([("x", x.as_ref())], row_slot.map(|t| ("row_slot", t)), None)?;
+        self.operations.steer(run, None, Steering { row_slot, known: None, y: None, out: x })
+    }
+
+    fn check_steering(&self, rows: usize, steer: &Steer<'_>) -> Result<()> {
         if let Some(row_slot) = &steer.row_slot {
             check_tensor("row_slot", row_slot, &[rows], |t| t == DType::I32, "i32")?;
             check_host("row_slot", row_slot)?;
@@ -245,24 +277,26 @@ impl Session {
         if let Some(known) = &steer.known {
             self.check_features("known", known, rows)?;
         }
-        let known = steer.known.iter().flat_map(FeaturesRef::tensors);
-        let read = inputs(&input).chain(steer.row_slot.map(|t| ("row_slot", t))).chain(known);
-        disjoint([("out", out.as_ref())], read, Some(("out", "x")))?;
-        disjoint([("out", out.as_ref())], [("y", y)], Some(("out", "y")))?;
-        let steering = Steering { row_slot: steer.row_slot, known: steer.known, y, out };
-        self.operations.steer(run, input, steering)
+        let complete = steer.known.is_some_and(|known| known.width() >= self.sae.spec().max_active());
+        if !complete && self.needs_activations.contains(&true) {
+            self.refuse_shard("steering by the activation of latents without the whole's features (known)")?;
+        }
+        Ok(())
     }
 
-    /// [`Self::steer`] of `x` itself.
-    pub fn steer_in_place(&mut self, run: Run<'_>, x: TensorMut<'_>, row_slot: Option<Tensor<'_>>) -> Result<()> {
-        let mut x = x;
-        let out = x.reborrow();
-        // The same memory is read and written row by row; see `Operations::steer`.
-        let input = Input::from(out.aliased());
-        self.steer(run, input, Steer { row_slot, ..Steer::default() }, out)
+    /// Which latents of a TopK SAE are active, a shard cannot tell alone.
+    fn refuse_shard(&self, what: &str) -> Result<()> {
+        let spec = self.sae.spec();
+        if spec.is_shard() && spec.architecture.latents_compete() {
+            let name = spec.architecture.name();
+            return fail!(Unsupported, "{what} on a shard of a {name} SAE: encode the shards and merge their features");
+        }
+        Ok(())
     }
 
-    /// Features of latent shards (of a model like this one, under global indices) into those of the whole.
+    /// Features of latent shards (of a model like this one, under global indices) into those of the whole. Parts must be as
+    /// wide as what `out` can hold of a token, and share no latents. Order is by the parts' values: give f32 ones for the
+    /// whole's own order.
     pub fn merge(&mut self, run: Run<'_>, parts: &[FeaturesRef<'_>], out: FeaturesMut<'_>) -> Result<()> {
         let rows = out.as_ref().rows();
         if parts.is_empty() {
@@ -271,6 +305,10 @@ impl Session {
         self.check_features("out", &out.as_ref(), rows)?;
         for (i, part) in parts.iter().enumerate() {
             self.check_features("part", part, rows).map_err(|e| e.at(format_args!("parts[{i}]")))?;
+            let (width, kept) = (part.width(), out.width().min(self.sae.spec().architecture.k().unwrap_or(usize::MAX)));
+            if width < kept {
+                return fail!(InvalidArgument, "parts[{i}]: width {width}, but out keeps up to {kept} of each token");
+            }
         }
         disjoint(out.as_ref().tensors(), parts.iter().flat_map(FeaturesRef::tensors), None)?;
         self.operations.merge(run, parts, out)
@@ -334,15 +372,20 @@ fn limits(sae: &Sae, options: &SessionOptions) -> Result<Limits> {
         ("slots", options.slots),
         ("edits_per_slot", options.edits_per_slot),
     ] {
-        // Far above any use, far below where sizes could overflow.
-        if value > 1 << 28 {
-            return fail!(InvalidArgument, "{name}: {value} is more than {}", 1 << 28);
+        // Far above any use, far below where sizes could overflow; lists are compared edit by edit.
+        let most = match name {
+            "edits_per_slot" => 4096,
+            "slots" => 1 << 20,
+            _ => 1 << 28,
+        };
+        if value > most {
+            return fail!(InvalidArgument, "{name}: {value} is more than {most}");
         }
     }
     if options.max_tokens == 0 {
         return fail!(InvalidArgument, "max_tokens: must be at least 1");
     }
-    if options.slots.saturating_mul(options.edits_per_slot) > 1 << 28 {
+    if options.slots.saturating_mul(options.edits_per_slot) > 1 << 24 {
         let (slots, edits) = (options.slots, options.edits_per_slot);
         return fail!(InvalidArgument, "slots: {slots} of {edits} edits are too many");
     }

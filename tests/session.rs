@@ -1,8 +1,9 @@
 //! Sessions against the oracle, bit for bit: every instruction set, thread count, batch split and element type.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)]
 
 mod common;
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use common::cases::{Case, Numbers};
@@ -27,6 +28,17 @@ fn options(case: &Case) -> SessionOptions {
     }
 }
 
+/// A host's way to run things "in parallel": one after another, last first.
+unsafe extern "C" fn backwards(
+    _: *mut c_void,
+    n: usize,
+    body: unsafe extern "C" fn(*mut c_void, usize),
+    arg: *mut c_void,
+) {
+    // SAFETY: the library's own body with its own argument.
+    (0..n).rev().for_each(|i| unsafe { body(arg, i) });
+}
+
 /// Every way to compute that must not make a difference.
 fn ways(sae: &Arc<Sae>, case: &Case) -> Vec<(String, Session)> {
     let mut sessions = Vec::new();
@@ -37,6 +49,10 @@ fn ways(sae: &Arc<Sae>, case: &Case) -> Vec<(String, Session)> {
             sessions.push((format!("{} × {threads}", kernels.name), Session::new(Arc::clone(sae), options).unwrap()));
         }
     }
+    // SAFETY: `backwards` runs each body once and ignores its context.
+    let pool = unsafe { Pool::from_host(3, backwards, std::ptr::null_mut()).unwrap() };
+    let options = SessionOptions { pool, ..options(case) };
+    sessions.push(("host's pool".to_owned(), Session::new(Arc::clone(sae), options).unwrap()));
     sessions
 }
 
@@ -110,7 +126,7 @@ proptest! {
     }
 
     #[test]
-    fn dense_and_selected_are_the_definition(case in Case::any()) {
+    fn dense_and_selected_are_the_definition(case in Case::any().prop_map(Case::whole_if_competing)) {
         let mut numbers = case.rng();
         let sae = Arc::new(case.sae(&mut numbers));
         let x = numbers.activations(case.rows * case.d_in);
@@ -152,11 +168,14 @@ proptest! {
     }
 
     #[test]
-    fn steering_is_the_definition(case in Case::any(), in_place in any::<bool>()) {
+    fn steering_is_the_definition(
+        case in Case::any().prop_map(Case::whole_if_competing), in_place in any::<bool>(), known_width in 0usize..130,
+    ) {
         let mut numbers = case.rng();
         let sae = Arc::new(case.sae(&mut numbers));
         let x = numbers.activations(case.rows * case.d_in);
-        let y = if case.d_in == case.d_out { x.clone() } else { numbers.activations(case.rows * case.d_out) };
+        let in_place = in_place && case.d_in == case.d_out;
+        let y = if in_place { x.clone() } else { numbers.activations(case.rows * case.d_out) };
         let lists = [edits(&case, &mut numbers), edits(&case, &mut numbers)];
         // Slot 2 stays empty; 3 and −7 do not exist.
         let row_slot: Vec<i32> = (0..case.rows).map(|_| [0, 1, 2, 3, -1, -7][numbers.below(6)]).collect();
@@ -173,7 +192,8 @@ proptest! {
             for (slot, edits) in lists.iter().enumerate() {
                 session.set_edits(slot, edits).unwrap();
             }
-            let known = encode(&mut session, &x, case.rows, case.n, Order::Index);
+            // Known features may be cut short; what is missing must then be computed.
+            let known = encode(&mut session, &x, case.rows, known_width.min(case.n), Order::Index);
             for known in [None, Some(known.view())] {
                 let steer = Steer {
                     row_slot: Some(Tensor::new(&row_slot, &[case.rows]).unwrap()),
@@ -182,7 +202,7 @@ proptest! {
                 };
                 let mut out = vec![7.0; case.rows * case.d_out];
                 let shape = [case.rows, case.d_out];
-                if in_place && case.d_in == case.d_out && known.is_none() {
+                if in_place && known.is_none() {
                     out.copy_from_slice(&x);
                     let x = TensorMut::new(&mut out, &shape).unwrap();
                     session.steer_in_place(Run::default(), x, steer.row_slot).unwrap();
@@ -223,7 +243,9 @@ proptest! {
     }
 
     #[test]
-    fn element_types_strides_and_splits_make_no_difference(case in Case::any(), kind in 0u8..3, gap in 0usize..5) {
+    fn element_types_strides_and_splits_make_no_difference(
+        case in Case::any().prop_map(Case::whole_if_competing), kind in 0u8..3, gap in 0usize..5,
+    ) {
         let mut numbers = case.rng();
         let sae = Arc::new(case.sae(&mut numbers));
         match kind {
@@ -252,19 +274,27 @@ fn edits(case: &Case, numbers: &mut Numbers) -> Vec<Edit> {
 }
 
 trait Widen: sae::tensor::Element {
+    /// The largest finite number.
+    const LARGEST: f32;
     fn widen(self) -> f32;
 }
 impl Widen for f32 {
+    const LARGEST: f32 = f32::MAX;
+
     fn widen(self) -> f32 {
         self
     }
 }
 impl Widen for f16 {
+    const LARGEST: f32 = 65504.0;
+
     fn widen(self) -> f32 {
         self.to_f32()
     }
 }
 impl Widen for bf16 {
+    const LARGEST: f32 = 3.3895314e38;
+
     fn widen(self) -> f32 {
         self.to_f32()
     }
@@ -307,16 +337,222 @@ fn views_agree<T: Widen>(
             assert_eq!(part.counts, at_once.counts[row..row + count]);
             row += count;
         }
-        // Narrow outputs are the f32 ones, rounded once.
+        // Narrow outputs are the f32 ones, rounded once; values stay finite.
         let mut narrow_values = vec![narrow(7.0); rows * case.n];
         let mut rest = at_once.clone();
         let mut out = rest.view_mut();
         out.values = TensorMut::new(&mut narrow_values, &[rows, case.n]).unwrap();
         session.encode(Run::default(), input, out).unwrap();
         assert_eq!(rest.indices, at_once.indices);
-        let expected: Vec<f32> = at_once.values.iter().map(|&v| narrow(v).widen()).collect();
-        assert_eq!(narrow_values.into_iter().map(T::widen).collect::<Vec<_>>(), expected);
+        let expected: Vec<f32> = at_once.values.iter().map(|&v| narrow(v).widen().min(T::LARGEST)).collect();
+        assert!(narrow_values.into_iter().map(T::widen).collect::<Vec<_>>() == expected);
+        narrow_outputs_agree(case, &mut session, input, &sum, numbers, narrow);
     }
+}
+
+/// Reconstruction and steering of x + addend into narrow outputs are those of the f32 sum, rounded once.
+fn narrow_outputs_agree<T: Widen>(
+    case: &Case,
+    session: &mut Session,
+    input: Input<'_>,
+    sum: &[f32],
+    numbers: &mut Numbers,
+    narrow: impl Fn(f32) -> T + Copy,
+) {
+    let (rows, shape) = (case.rows, [case.rows, case.d_out]);
+    let sum = Tensor::new(sum, &[rows, case.d_in]).unwrap();
+    let rounded = |wide: &[f32]| wide.iter().map(|&v| narrow(v).widen()).collect::<Vec<_>>();
+    let mut wide = vec![7.0; rows * case.d_out];
+    let mut narrowed = vec![narrow(7.0); rows * case.d_out];
+    session.reconstruct(Run::default(), sum.into(), None, TensorMut::new(&mut wide, &shape).unwrap()).unwrap();
+    session.reconstruct(Run::default(), input, None, TensorMut::new(&mut narrowed, &shape).unwrap()).unwrap();
+    let widened: Vec<f32> = narrowed.iter().map(|&v| v.widen()).collect();
+    assert!(same(&widened, &rounded(&wide)));
+
+    session.set_edits(0, &edits(case, numbers)).unwrap();
+    let y: Vec<T> = numbers.activations(rows * case.d_out).into_iter().map(narrow).collect();
+    let y_wide: Vec<f32> = y.iter().map(|&v| v.widen()).collect();
+    let steer = |y| Steer { y: Some(y), ..Steer::default() };
+    let out = TensorMut::new(&mut wide, &shape).unwrap();
+    session.steer(Run::default(), sum.into(), steer(Tensor::new(&y_wide, &shape).unwrap()), out).unwrap();
+    let out = TensorMut::new(&mut narrowed, &shape).unwrap();
+    session.steer(Run::default(), input, steer(Tensor::new(&y, &shape).unwrap()), out).unwrap();
+    let widened: Vec<f32> = narrowed.iter().map(|&v| v.widen()).collect();
+    assert!(same(&widened, &rounded(&wide)));
+}
+
+/// A small SAE of each architecture for examples.
+fn example(architecture: u8, n: usize) -> Case {
+    Case {
+        seed: 2,
+        d_in: 6,
+        d_out: 6,
+        n,
+        rows: 40,
+        architecture,
+        k: 3,
+        normalization: 1,
+        subtract: true,
+        rescale: false,
+        skip: false,
+        weights: 0,
+        first_latent: 0,
+        values: 0,
+    }
+}
+
+#[test]
+fn long_lists_shrink_the_tile_and_change_nothing() {
+    let case = example(1, 40_000);
+    let mut numbers = case.rng();
+    let sae = Arc::new(case.sae(&mut numbers));
+    let x = numbers.activations(case.rows * case.d_in);
+    let mut session = Session::new(Arc::clone(&sae), options(&case)).unwrap();
+    let found = encode(&mut session, &x, case.rows, case.n, Order::Value);
+    for row in [0, 17, 39] {
+        let token = oracle::encode(&sae, &x[row * 6..row * 6 + 6]).unwrap();
+        assert!(token.active.len() > 10_000);
+        assert_eq!(found.row(row).collect::<Vec<_>>(), token.active);
+    }
+}
+
+#[test]
+fn reconstruction_may_replace_its_input() {
+    let case = example(0, 50);
+    let mut numbers = case.rng();
+    let sae = Arc::new(case.sae(&mut numbers));
+    let mut x = numbers.activations(case.rows * case.d_in);
+    for (way, mut session) in ways(&sae, &case) {
+        let before = x.clone();
+        let shape = [case.rows, case.d_in];
+        // SAFETY: the call accepts an output that is exactly its input.
+        let input = unsafe {
+            Tensor::from_raw(x.as_ptr().cast(), sae::tensor::DType::F32, sae::tensor::Device::CPU, &shape, None)
+                .unwrap()
+        };
+        session.reconstruct(Run::default(), input.into(), None, TensorMut::new(&mut x, &shape).unwrap()).unwrap();
+        for row in 0..case.rows {
+            let from = &before[row * 6..row * 6 + 6];
+            let token = oracle::encode(&sae, from).unwrap();
+            let expected = oracle::decode(&sae, &token.active, token.state, from);
+            assert!(same(&x[row * 6..row * 6 + 6], &expected), "{way}");
+        }
+    }
+}
+
+#[test]
+fn indices_that_are_none_are_ignored_and_counted() {
+    let case = example(0, 50);
+    let mut numbers = case.rng();
+    let sae = Arc::new(case.sae(&mut numbers));
+    let mut session = Session::new(sae, SessionOptions { max_width: 4, ..SessionOptions::default() }).unwrap();
+    let mut decode = |indices: [i32; 4]| {
+        let mut features = Features::new(1, 4, 2);
+        features.indices.copy_from_slice(&indices);
+        features.values.copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        features.row_state.copy_from_slice(&[0.5, 2.0]);
+        features.counts[0] = 4;
+        let mut x_hat = vec![0.0; 6];
+        session.decode(Run::default(), features.view(), None, TensorMut::new(&mut x_hat, &[1, 6]).unwrap()).unwrap();
+        (x_hat, session.ignored_indices())
+    };
+    let (clean, none) = decode([-1, 7, -1, -1]);
+    assert_eq!(none, 0);
+    assert_eq!(decode([50, 7, i32::MAX, i32::MIN]), (clean, 3));
+}
+
+#[test]
+fn shards_refuse_what_only_the_whole_can_tell() {
+    let case = example(0, 50);
+    let mut numbers = case.rng();
+    let shard = Arc::new(case.sae(&mut numbers).shard(0, 20).unwrap());
+    let x = numbers.activations(6);
+    let mut session = Session::new(shard, SessionOptions { max_width: 3, ..SessionOptions::default() }).unwrap();
+    let input = Input::from(Tensor::new(&x, &[1, 6]).unwrap());
+    let mut out = vec![5.0f32; 20];
+    let ids = [1, 2];
+    let ids = Tensor::new(&ids, &[2]).unwrap();
+    let selected = TensorMut::new(&mut out[..2], &[1, 2]).unwrap();
+    let selected = session.encode_selected(Run::default(), input, ids, selected);
+    let z = TensorMut::new(&mut out, &[1, 20]).unwrap();
+    let dense = session.encode_dense(Run::default(), input, Wanted::Activations, z);
+    session.set_edits(0, &[Edit::new(1, EditOp::Ablate, 0.0)]).unwrap();
+    let to = TensorMut::new(&mut out[..6], &[1, 6]).unwrap();
+    let steered = session.steer(Run::default(), input, Steer::default(), to);
+    for refused in [selected, dense, steered] {
+        assert_eq!(refused.unwrap_err().status(), sae::Status::Unsupported);
+    }
+    assert_eq!(out, vec![5.0; 20]);
+    // Additions need no membership, and known features tell it.
+    session.set_edits(0, &[Edit::new(1, EditOp::Add, 1.0)]).unwrap();
+    let to = TensorMut::new(&mut out[..6], &[1, 6]).unwrap();
+    session.steer(Run::default(), input, Steer::default(), to).unwrap();
+    session.set_edits(0, &[Edit::new(1, EditOp::Set, 1.0)]).unwrap();
+    let known = Features::new(1, 3, 2);
+    let steer = Steer { known: Some(known.view()), ..Steer::default() };
+    session.steer(Run::default(), input, steer, TensorMut::new(&mut out[..6], &[1, 6]).unwrap()).unwrap();
+}
+
+#[test]
+fn overlaps_are_refused_by_name() {
+    let case = example(0, 50);
+    let mut numbers = case.rng();
+    let sae = Arc::new(case.sae(&mut numbers));
+    let mut session = Session::new(sae, SessionOptions { max_width: 3, ..SessionOptions::default() }).unwrap();
+    let mut memory = vec![0.0f32; 400];
+    let base = memory.as_mut_ptr();
+    let ints = [0i32; 2];
+    // SAFETY: within `memory`; the calls must notice what overlaps before they touch anything.
+    let (read, write) = unsafe {
+        let device = sae::tensor::Device::CPU;
+        let f32 = sae::tensor::DType::F32;
+        let read =
+            move |at: usize, shape: &[usize]| Tensor::from_raw(base.add(at).cast(), f32, device, shape, None).unwrap();
+        let write = move |at: usize, shape: &[usize]| {
+            TensorMut::from_raw(base.add(at).cast(), f32, device, shape, None).unwrap()
+        };
+        (read, write)
+    };
+    let (x, elsewhere) = (read(0, &[2, 6]), read(100, &[2, 6]));
+    let refuse = |result: sae::Result<()>, named: &str| {
+        let error = result.unwrap_err();
+        assert!(error.status() == sae::Status::InvalidTensor && error.message().contains(named), "{error}");
+    };
+    let mut out = Features::new(2, 3, 2);
+    let run = Run::default;
+    let mut features = out.view_mut();
+    features.values = write(8, &[2, 3]);
+    refuse(session.encode(run(), x.into(), features), "features.values overlaps x");
+    let mut features = out.view_mut();
+    features.values = write(104, &[2, 3]);
+    let input = Input { addend: Some(elsewhere), ..Input::from(x) };
+    refuse(session.encode(run(), input, features), "features.values overlaps addend");
+    let mut features = out.view_mut();
+    (features.values, features.row_state) = (write(200, &[2, 3]), Some(write(205, &[2, 2])));
+    refuse(session.encode(run(), x.into(), features), "both are written");
+    refuse(session.reconstruct(run(), x.into(), None, write(6, &[2, 6])), "x_hat overlaps x");
+    let mut features = out.view_mut();
+    features.values = write(200, &[2, 3]);
+    refuse(session.reconstruct(run(), x.into(), Some(features), write(203, &[2, 6])), "both are written");
+    refuse(session.steer(run(), x.into(), Steer::default(), write(1, &[2, 6])), "out overlaps x");
+    let steer = Steer { y: Some(elsewhere), ..Steer::default() };
+    refuse(session.steer(run(), x.into(), steer, write(106, &[2, 6])), "out overlaps y");
+    // SAFETY: as above.
+    let over_slots = unsafe {
+        let (f32, cpu) = (sae::tensor::DType::F32, sae::tensor::Device::CPU);
+        TensorMut::from_raw(ints.as_ptr().cast_mut().cast(), f32, cpu, &[1, 6], None).unwrap()
+    };
+    let steer = Steer { row_slot: Some(Tensor::new(&ints[..1], &[1]).unwrap()), ..Steer::default() };
+    refuse(session.steer(run(), read(0, &[1, 6]).into(), steer, over_slots), "out overlaps row_slot");
+    refuse(
+        session.encode_dense(run(), read(0, &[2, 6]).into(), Wanted::Activations, write(11, &[2, 50])),
+        "z overlaps x",
+    );
+    let bad_slots = [0.0f32; 2];
+    let steer = Steer { row_slot: Some(Tensor::new(&bad_slots, &[2]).unwrap()), ..Steer::default() };
+    refuse(session.steer(run(), x.into(), steer, write(100, &[2, 6])), "row_slot: expected i32");
+    let short = Steer { row_slot: Some(Tensor::new(&ints[..1], &[1]).unwrap()), ..Steer::default() };
+    refuse(session.steer(run(), x.into(), short, write(100, &[2, 6])), "row_slot: expected shape [2]");
 }
 
 #[test]
@@ -430,7 +666,7 @@ fn bad_arguments_are_refused_and_nothing_is_written() {
         (SessionOptions { max_tokens: 0, ..options.clone() }, "max_tokens"),
         (SessionOptions { max_tokens: usize::MAX, ..options.clone() }, "max_tokens"),
         (SessionOptions { max_width: usize::MAX, ..options.clone() }, "max_width"),
-        (SessionOptions { slots: 1 << 20, edits_per_slot: 1 << 20, ..options }, "slots"),
+        (SessionOptions { slots: 1 << 20, edits_per_slot: 4096, ..options }, "slots"),
     ] {
         let error = Session::new(Arc::clone(&sae), spoil).err().unwrap();
         assert!(error.message().contains(named), "{error}");

@@ -25,8 +25,11 @@
 //! **Decoding**: `x̂` starts as b_dec; for each slot in order, `x̂ = fma(z, W_dec[i], x̂)`, where z is divided by `‖W_dec[i]‖`
 //! first if the SAE rescales; then `x̂ · σ + μ` as one fma, or `x̂ / s`; then the skip path adds `dot(W_skip[r], x)` to element r.
 //!
+//! Results in f16 or bf16 are the f32 ones rounded once; feature values beyond the type's range become its largest.
+//!
 //! **Steering**: `Δ` starts at +0; for each edit in order, `Δ = fma(δ, W_dec[i], Δ)` with δ divided by `‖W_dec[i]‖` if the SAE
-//! rescales; then `out = fma(Δ, scale, y)` with the row's scale: σ, 1/s, or 1. Rows whose every δ is 0 keep their bits.
+//! rescales; then `out = fma(Δ, scale, y)` with the row's scale: σ, 1/s, or 1. Rows whose every δ is 0 keep their bits, and
+//! so do rows where x, y or a δ is not finite.
 
 pub mod cpu;
 mod operations;

@@ -62,9 +62,9 @@ pub struct Steering<'a> {
     pub row_slot: Option<Tensor<'a>>,
     /// Features of these rows, if they are already encoded.
     pub known: Option<FeaturesRef<'a>>,
-    /// `[T, d_out]`: what is edited, in the type of `out`.
-    pub y: Tensor<'a>,
-    /// `[T, d_out]`: where the result goes; may be `y` itself.
+    /// `[T, d_out]`: what is edited, in the type of `out`, which it may be; absent: `out` is edited in place.
+    pub y: Option<Tensor<'a>>,
+    /// `[T, d_out]`: where the result goes.
     pub out: TensorMut<'a>,
 }
 
@@ -112,8 +112,8 @@ pub trait Operations: Send {
     /// Replaces a list of edits, already checked against the limits and the model.
     fn set_edits(&mut self, slot: usize, edits: &[Edit]) -> Result<()>;
 
-    /// Changes activations by the edits' effect in the decoder's space.
-    fn steer(&mut self, run: Run<'_>, input: Input<'_>, steering: Steering<'_>) -> Result<()>;
+    /// Changes activations by the edits' effect in the decoder's space. Without an input, `out` holds it.
+    fn steer(&mut self, run: Run<'_>, input: Option<Input<'_>>, steering: Steering<'_>) -> Result<()>;
 
     /// Features of latent shards into those of the whole.
     fn merge(&mut self, run: Run<'_>, parts: &[FeaturesRef<'_>], out: FeaturesMut<'_>) -> Result<()>;

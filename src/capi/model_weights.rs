@@ -134,12 +134,16 @@ unsafe fn read_desc(pointer: *const sae_model_desc) -> Result<Spec> {
     };
     let normalization = read_normalization("desc", desc.normalization)?;
     let d_in = count("desc.d_in", desc.d_in)?;
+    let (n_latents, first_latent) =
+        (count("desc.n_latents", desc.n_latents)?, count("desc.first_latent", desc.first_latent)?);
     Ok(Spec {
         architecture,
         d_in,
         d_out: if desc.d_out == 0 { d_in } else { count("desc.d_out", desc.d_out)? },
-        n_latents: count("desc.n_latents", desc.n_latents)?,
-        first_latent: count("desc.first_latent", desc.first_latent)?,
+        n_latents,
+        first_latent,
+        // How many there are in all, nobody says; there are at least these.
+        shard_of: if first_latent == 0 { 0 } else { first_latent.saturating_add(n_latents) },
         normalization,
         denormalize_output: desc.flags & SAE_MODEL_STAYS_NORMALIZED == 0,
         subtract_b_dec: desc.flags & SAE_MODEL_KEEPS_B_DEC == 0,

@@ -83,6 +83,9 @@ pub struct Spec {
     /// Global index of the first latent held here; not 0 only for a shard.
     #[serde(default)]
     pub first_latent: usize,
+    /// Latents of the whole SAE, if this is a shard of one; 0 if it is whole.
+    #[serde(default)]
+    pub shard_of: usize,
     /// What is done to inputs before encoding.
     #[serde(default)]
     pub normalization: Normalization,
@@ -107,6 +110,7 @@ impl Spec {
             d_out: d,
             n_latents,
             first_latent: 0,
+            shard_of: 0,
             normalization: Normalization::None,
             denormalize_output: true,
             subtract_b_dec: true,
@@ -122,13 +126,9 @@ impl Spec {
                 return fail!(InvalidArgument, "{name} must be between 1 and {}, not {value}", i32::MAX);
             }
         }
-        if self.first_latent > i32::MAX as usize - self.n_latents {
-            return fail!(
-                InvalidArgument,
-                "latents {}..+{} do not fit 32-bit indices",
-                self.first_latent,
-                self.n_latents
-            );
+        let (first, count, whole) = (self.first_latent, self.n_latents, self.whole_latents());
+        if whole > i32::MAX as usize || first.checked_add(count).is_none_or(|end| end > whole) {
+            return fail!(InvalidArgument, "latents {first}..+{count} are not a part of an SAE's {whole}");
         }
         if self.subtract_b_dec && self.d_in != self.d_out {
             return fail!(
@@ -153,6 +153,16 @@ impl Spec {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether latents of the same SAE are held elsewhere.
+    pub fn is_shard(&self) -> bool {
+        self.shard_of != 0
+    }
+
+    /// Latents of the whole SAE, of which this may be a shard.
+    pub fn whole_latents(&self) -> usize {
+        if self.is_shard() { self.shard_of } else { self.n_latents }
     }
 
     /// The most latents that can be active on one token.

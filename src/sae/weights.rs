@@ -84,6 +84,8 @@ impl Sae {
 
     /// The latents `first..first + count` (of those held here) alone, under their global indices, for a host that shards
     /// latents across devices. TopK then keeps up to k on each shard; merging the shards' features gives the whole's.
+    /// A shard decodes its own latents, counts others as ignored, and adds b_dec like the whole, so a host that sums the
+    /// shards' outputs takes it off all but one.
     pub fn shard(&self, first: usize, count: usize) -> Result<Self> {
         let n = self.spec.n_latents;
         if count == 0 || first.checked_add(count).is_none_or(|end| end > n) {
@@ -99,7 +101,8 @@ impl Sae {
             threshold: w.threshold.as_deref().map(part),
             w_skip: w.w_skip.clone(),
         };
-        let spec = Spec { n_latents: count, first_latent: self.spec.first_latent + first, ..self.spec.clone() };
+        let (first_latent, shard_of) = (self.spec.first_latent + first, self.spec.whole_latents());
+        let spec = Spec { n_latents: count, first_latent, shard_of, ..self.spec.clone() };
         Self::new(spec, weights)
     }
 

@@ -84,6 +84,9 @@ impl Raw {
             return fail!(InvalidTensor, "a tensor has 1 to {MAX_DIMS} dimensions, this one {ndim}");
         }
         let mut raw = Self { data, dtype, device, ndim, shape: [1; MAX_DIMS], strides: [0; MAX_DIMS] };
+        if strides.is_some_and(|strides| strides.len() != ndim) {
+            return fail!(InvalidTensor, "{ndim} dimensions have {} strides", strides.map_or(0, <[i64]>::len));
+        }
         raw.shape[..ndim].copy_from_slice(shape);
         let overflow = || format!("shape {shape:?} of {dtype} is larger than the address space");
         let mut row_major = 1usize;
@@ -93,6 +96,8 @@ impl Raw {
                 Some(s) if s[axis] < 0 => {
                     return fail!(InvalidTensor, "stride {} of dimension {axis} is negative", s[axis]);
                 }
+                // Where there is nothing to step over, any stride means the same.
+                Some(_) if shape[axis] <= 1 => row_major,
                 Some(s) => s[axis] as usize,
             };
             let Some(next) = row_major.checked_mul(shape[axis].max(1)) else {
@@ -103,7 +108,7 @@ impl Raw {
         if raw.is_empty() {
             return Ok(raw);
         }
-        if shape[ndim - 1] > 1 && raw.strides[ndim - 1] != 1 {
+        if raw.strides[ndim - 1] != 1 {
             return fail!(InvalidTensor, "the innermost stride must be 1, not {}", raw.strides[ndim - 1]);
         }
         let fits = |end: usize| end <= isize::MAX as usize && (data as usize).checked_add(end).is_some();
@@ -193,7 +198,7 @@ unsafe impl Send for Tensor<'_> {}
 unsafe impl Sync for Tensor<'_> {}
 // SAFETY: a `TensorMut` is a `&mut [T]` of plain numbers with strides.
 unsafe impl Send for TensorMut<'_> {}
-// SAFETY: shared access gives no way to write, except `share_rows`, which is unsafe.
+// SAFETY: shared access gives no way to write, except the `shared_` functions, which are unsafe.
 unsafe impl Sync for TensorMut<'_> {}
 
 impl<'a> Tensor<'a> {
@@ -243,7 +248,7 @@ impl<'a> Tensor<'a> {
         assert_eq!(self.0.dtype, T::DTYPE, "element type");
         assert!(self.0.device.is_host(), "{} memory is not read by the CPU", self.0.device);
         // SAFETY: host memory, aligned and in bounds, as just checked; readable for 'a by the maker's promise.
-        unsafe { *self.0.data.cast::<T>().add(i * self.0.strides[0]) }
+        unsafe { *self.0.data.cast::<T>().add(i) }
     }
 
     /// Copies a row of floats into `out`, converted (exactly) to f32.
@@ -292,14 +297,6 @@ impl<'a> TensorMut<'a> {
         Tensor(self.0, PhantomData)
     }
 
-    /// The same tensor, to read while it is written, by a call that reads each row before it writes it.
-    pub(crate) fn aliased<'b>(&self) -> Tensor<'b>
-    where
-        'a: 'b,
-    {
-        Tensor(self.0, PhantomData)
-    }
-
     /// The same tensor, for a shorter while.
     pub fn reborrow(&mut self) -> TensorMut<'_> {
         TensorMut(self.0, PhantomData)
@@ -342,7 +339,7 @@ impl<'a> TensorMut<'a> {
         assert!(self.0.device.is_host(), "{} memory is not written by the CPU", self.0.device);
         // SAFETY: host memory, aligned and in bounds, as just checked; writable by the maker's promise, exclusive by
         // the caller's.
-        unsafe { *self.0.data.cast::<T>().add(i * self.0.strides[0]) = value };
+        unsafe { *self.0.data.cast::<T>().add(i) = value };
     }
 
     /// Writes f32 values, rounded to the tensor's type, into a part of a row.
@@ -504,10 +501,14 @@ mod tests {
             (&[2, 3], Some(&[i64::MAX, 1]), false),
             (&[2, 3], Some(&[2, 1]), true),
             (&[2, 2, 3], Some(&[5, 3, 1]), true),
+            (&[2, 3], Some(&[1]), false),
+            (&[2, 3], Some(&[3, 1, 1]), false),
         ] {
             let error = raw(shape, strides, writable).unwrap_err();
             assert_eq!(error.status(), crate::Status::InvalidTensor, "{shape:?} {strides:?}: {error}");
         }
+        let last = (usize::MAX - 7) as *mut u8;
+        assert!(Raw::new(last, DType::F32, Device::CPU, &[4], None, false).is_err());
         assert!(Raw::new(std::ptr::null_mut(), DType::F32, Device::CPU, &[1], None, false).is_err());
         assert!(Raw::new(std::ptr::null_mut(), DType::F32, Device::CPU, &[0], None, false).is_ok());
         assert!(Raw::new(66 as *mut u8, DType::F32, Device::CPU, &[1], None, false).is_err());
@@ -538,6 +539,8 @@ mod tests {
         assert!(all.overlaps(&left) && left.overlaps(&all) && all.same_as(&all) && !all.same_as(&left));
         assert!(!left.overlaps(&right) && !right.overlaps(&left));
         assert!(left.overlaps(&middle) && middle.overlaps(&right));
+        let one = Tensor::strided(&values[..6], 1, 6, 6).unwrap();
+        assert!(one.same_as(&Tensor::strided(&values, 1, 6, 400).unwrap()), "one row has no stride");
         assert!(!all.overlaps(&Tensor::new(&[0f32; 0], &[0, 6]).unwrap()));
     }
 }

@@ -59,6 +59,12 @@ impl Case {
         )
     }
 
+    /// The same, but not a shard if a shard could not do what is tested.
+    pub fn whole_if_competing(self) -> Self {
+        let first_latent = if self.architecture == 0 { 0 } else { self.first_latent };
+        Self { first_latent, ..self }
+    }
+
     pub fn rng(&self) -> Numbers {
         Numbers { rng: ChaCha8Rng::seed_from_u64(self.seed), kind: self.values }
     }
@@ -72,6 +78,7 @@ impl Case {
         let mut spec = Spec::new(architecture, self.d_in, self.n);
         spec.d_out = self.d_out;
         spec.first_latent = self.first_latent;
+        spec.shard_of = if self.first_latent > 0 { self.first_latent + self.n + 5 } else { 0 };
         spec.normalization =
             [Normalization::None, Normalization::LayerNorm, Normalization::ConstantNorm][self.normalization as usize];
         spec.denormalize_output = self.d_in == self.d_out;

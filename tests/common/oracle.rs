@@ -112,6 +112,9 @@ pub fn decode(sae: &Sae, features: &[(i32, f32)], state: [f32; 2], raw: &[f32]) 
 /// What steering makes of `y`, given the activations of the token.
 pub fn steer(sae: &Sae, edits: &[Edit], active: &[(i32, f32)], state: [f32; 2], y: &[f32]) -> Vec<f32> {
     let (spec, weights) = (sae.spec(), sae.weights());
+    if y.iter().any(|v| !v.is_finite()) {
+        return y.to_vec();
+    }
     let mut change = vec![0.0f32; y.len()];
     let mut any = false;
     for edit in edits {
@@ -127,6 +130,9 @@ pub fn steer(sae: &Sae, edits: &[Edit], active: &[(i32, f32)], state: [f32; 2], 
         }
         if edit.limit > 0.0 {
             delta = delta.max(-edit.limit).min(edit.limit);
+        }
+        if !delta.is_finite() {
+            return y.to_vec();
         }
         if delta != 0.0 {
             any = true;

@@ -55,7 +55,7 @@ impl<'a> Decoder<'a> {
         row: &mut [f32],
         sum: &mut [f32],
     ) {
-        denormalize_row(self.spec, state, sum);
+        denormalize_row(kernels, self.spec, state, sum, &mut row[..sum.len()]);
         if let (Some(w_skip), Some(raw)) = (self.w_skip, raw) {
             for (r, out) in sum.iter_mut().enumerate() {
                 *out += kernels.dot(w_skip.get(r, 1, &mut row[..raw.len()]), raw);

@@ -167,82 +167,70 @@ pub(crate) struct Job<'a> {
 
 /// Encodes all tokens and gives each to `sink` once, on whatever thread.
 pub(crate) fn encode(workers: &Workers<'_>, job: &Job<'_>, sink: &(dyn Fn(Encoded<'_>, &mut RowScratch<'_>) + Sync)) {
-    let tile_rows = Plan::tile_rows(job.limit);
-    let tiles = job.rows.div_ceil(tile_rows);
     let threads = workers.pool.threads().min(workers.slots.len());
-    let tile = |i: usize| i * tile_rows..((i + 1) * tile_rows).min(job.rows);
-    if tiles >= threads || threads == 1 {
-        workers.pool.run_ranges(tiles, &|slot, range| {
-            // SAFETY: range numbers are given once each.
-            let mut scratch = unsafe { workers.slots.get(slot) };
-            for rows in range.map(tile) {
-                let mut state = TileState::default();
-                prepare_tile(job, rows.clone(), &mut state, &mut scratch);
-                score_tile(workers.kernels, job, rows.len(), 0..job.encoder.n(), &mut state, &mut scratch);
-                finish_tile(job, rows, &mut state, &mut scratch, sink);
-            }
-        });
-    } else if tiles > 0 {
-        encode_split(workers, job, tiles, threads / tiles, &tile, sink);
+    let tiles = job.rows.div_ceil(Plan::tile_rows(job.limit));
+    if tiles == 1 && threads > 1 {
+        return encode_split(workers, job, threads, sink);
     }
+    // As many equal tiles for each thread.
+    let tile_rows = job.rows.div_ceil(tiles.next_multiple_of(threads).max(1)).max(1);
+    workers.pool.run_ranges(job.rows.div_ceil(tile_rows), &|slot, tiles| {
+        // SAFETY: range numbers are given once each.
+        let mut scratch = unsafe { workers.slots.get(slot) };
+        for tile in tiles {
+            let rows = tile * tile_rows..((tile + 1) * tile_rows).min(job.rows);
+            let mut state = TileState::default();
+            prepare_tile(job, rows.clone(), &mut state, &mut scratch);
+            score_tile(workers.kernels, job, rows.len(), 0..job.encoder.n(), &mut state, &mut scratch);
+            finish_tile(job, rows, &mut state, &mut scratch, sink);
+        }
+    });
 }
 
-/// With fewer tiles than threads, each tile's latents are split among several, and their findings merged.
+/// A single tile's latents are split among the threads, and their findings merged.
 fn encode_split(
     workers: &Workers<'_>,
     job: &Job<'_>,
-    tiles: usize,
     splits: usize,
-    tile: &(dyn Fn(usize) -> Range<usize> + Sync),
     sink: &(dyn Fn(Encoded<'_>, &mut RowScratch<'_>) + Sync),
 ) {
     let n = job.encoder.n();
     let capacity = capacity(job.limit);
-    workers.pool.run(tiles * splits, &|slot| {
-        let rows = tile(slot / splits);
-        let split = slot % splits;
-        // SAFETY: each slot number is given once.
-        let mut scratch = unsafe { workers.slots.get(slot) };
+    workers.pool.run(splits, &|split| {
+        // SAFETY: each split's number is given once.
+        let mut scratch = unsafe { workers.slots.get(split) };
         let mut state = TileState::default();
-        prepare_tile(job, rows.clone(), &mut state, &mut scratch);
+        prepare_tile(job, 0..job.rows, &mut state, &mut scratch);
         let latents = n * split / splits..n * (split + 1) / splits;
-        score_tile(workers.kernels, job, rows.len(), latents, &mut state, &mut scratch);
-        // The findings stay in the slot: a count and up to `limit` keys per row, marked by a last key.
-        for row in 0..rows.len() {
+        score_tile(workers.kernels, job, job.rows, latents, &mut state, &mut scratch);
+        // The findings stay in the slot: up to `limit` keys per row, and their number in the place of the last key.
+        for row in 0..job.rows {
             let keys = &mut scratch.keys[row * capacity..(row + 1) * capacity];
             let found = Largest::new(keys, &mut state.kept[row], job.limit).finish().len();
             keys[capacity - 1] = Key::count(found, state.candidates[row]);
         }
     });
-    workers.pool.run(tiles, &|i| {
-        let rows = tile(i);
-        // SAFETY: the slots of tile i are i·splits.., used by this body alone now that the first pass is over.
-        let mut scratch = unsafe { workers.slots.get(i * splits) };
-        let mut state = TileState::default();
-        prepare_tile(job, rows.clone(), &mut state, &mut scratch);
-        for split in 0..splits {
-            // SAFETY: as above; split 0 is the scratch already in hand, whose findings stay where they are.
-            let other = (split > 0).then(|| unsafe { workers.slots.get(i * splits + split) });
-            for row in 0..rows.len() {
-                let span = row * capacity..(row + 1) * capacity;
-                match &other {
-                    None => {
-                        let (found, candidates) = scratch.keys[span.end - 1].as_count();
-                        state.kept[row] = Kept::filled(found);
-                        state.candidates[row] = candidates;
-                    }
-                    Some(other) => {
-                        let (found, candidates) = other.keys[span.end - 1].as_count();
-                        let mut largest =
-                            Largest::new(&mut scratch.keys[span.clone()], &mut state.kept[row], job.limit);
-                        other.keys[span][..found].iter().for_each(|&key| largest.push(key));
-                        state.candidates[row] += candidates;
-                    }
-                }
-            }
+    // SAFETY: the first pass is over, and this thread alone goes on.
+    let mut scratch = unsafe { workers.slots.get(0) };
+    let mut state = TileState::default();
+    prepare_tile(job, 0..job.rows, &mut state, &mut scratch);
+    for row in 0..job.rows {
+        let (found, candidates) = scratch.keys[(row + 1) * capacity - 1].as_count();
+        state.kept[row] = Kept::filled(found);
+        state.candidates[row] = candidates;
+    }
+    for split in 1..splits {
+        // SAFETY: as above, and it is another slot than the first.
+        let other = unsafe { workers.slots.get(split) };
+        for row in 0..job.rows {
+            let span = row * capacity..(row + 1) * capacity;
+            let (found, candidates) = other.keys[span.end - 1].as_count();
+            let mut largest = Largest::new(&mut scratch.keys[span.clone()], &mut state.kept[row], job.limit);
+            other.keys[span][..found].iter().for_each(|&key| largest.push(key));
+            state.candidates[row] += candidates;
         }
-        finish_tile(job, rows, &mut state, &mut scratch, sink);
-    });
+    }
+    finish_tile(job, 0..job.rows, &mut state, &mut scratch, sink);
 }
 
 /// How far the tokens of a tile have come.

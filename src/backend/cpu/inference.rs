@@ -35,7 +35,7 @@ impl CpuSession {
         let core = Core { sae, pool, kernels, plan, max_tokens: limits.max_tokens, ignored: AtomicU64::new(0) };
         Ok(Self {
             core,
-            edits: EditTable::new(limits.slots, limits.edits_per_slot),
+            edits: EditTable::new(limits.slots, limits.edits_per_slot)?,
             workspace: Workspace::new(size, host_workspace)?,
         })
     }
@@ -48,7 +48,11 @@ impl CpuSession {
 
     fn plan(sae: &Sae, limits: Limits) -> Plan {
         let spec = sae.spec();
-        Plan { d: spec.d_in.max(spec.d_out), limit: limits.max_width.max(spec.max_active()), width: limits.max_width }
+        Plan {
+            d: spec.d_in.max(spec.d_out),
+            limit: limits.max_width.min(spec.whole_latents()).max(spec.max_active()),
+            width: limits.max_width,
+        }
     }
 
     fn workspace_bytes(plan: &Plan, limits: Limits, pool: &Pool) -> usize {
@@ -230,10 +234,10 @@ impl Operations for CpuSession {
         Ok(())
     }
 
-    fn steer(&mut self, run: Run<'_>, input: Input<'_>, steering: Steering<'_>) -> Result<()> {
+    fn steer(&mut self, run: Run<'_>, input: Option<Input<'_>>, steering: Steering<'_>) -> Result<()> {
         let (core, table) = (&self.core, &self.edits);
         let (listed, slots) = core.cut(self.workspace.get(run.workspace)?);
-        let compete = core.sae.spec().architecture.latents_compete();
+        let input = input.unwrap_or_else(|| steering.out.as_ref().into());
         let call = Steer {
             core,
             table,
@@ -244,21 +248,16 @@ impl Operations for CpuSession {
         };
         // Rows whose edits need to know which latents won are encoded together; the others need single latents at most.
         let rows = input.x.rows();
-        let must_encode = |row: usize| {
-            compete
-                && steering.known.is_none()
-                && call.edits(row).is_some_and(|edits| edits.iter().any(Edit::needs_activation))
-        };
         let mut to_encode = 0;
         for row in 0..rows {
-            if must_encode(row) {
+            if call.must_encode(row) {
                 listed[to_encode] = row as u32;
                 to_encode += 1;
             }
         }
         let listed = &listed[..to_encode];
         core.each_row(&slots, rows, &|row, scratch| {
-            if !must_encode(row) {
+            if !call.must_encode(row) {
                 call.steer_alone(row, scratch);
             }
         });
@@ -282,13 +281,13 @@ impl Operations for CpuSession {
         let core = &self.core;
         let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
         let k = core.sae.spec().architecture.k();
-        let limit = out.width().min(k.unwrap_or(usize::MAX));
+        let limit = out.width().min(k.unwrap_or(usize::MAX)).min(core.plan.limit);
         let rows = out.counts.rows();
         let out = FeatureSink::new(out);
         core.each_row(&slots, rows, &|row, scratch| {
             let keys = (limit, &mut scratch.keys[..super::select::capacity(limit)]);
             // SAFETY: each row is worked on by one thread.
-            unsafe { merge_row(row, parts, k, run.order, keys, &mut scratch.row, &out) };
+            core.ignore(unsafe { merge_row(row, parts, k, run.order, keys, &mut scratch.row, &out) });
         });
         Ok(())
     }

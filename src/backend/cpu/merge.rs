@@ -7,7 +7,7 @@ use super::write::FeatureSink;
 use crate::backend::Order;
 use crate::features::FeaturesRef;
 
-/// Merges one token's features from all shards.
+/// Merges one token's features from all shards; tells how many indices were not ones.
 ///
 /// # Safety
 /// No two threads may write the same row of `out`.
@@ -19,10 +19,10 @@ pub(crate) unsafe fn merge_row(
     (limit, keys): (usize, &mut [Key]),
     scratch: &mut RowScratch<'_>,
     out: &FeatureSink<'_>,
-) {
+) -> u64 {
     let mut kept = Kept::default();
     let mut largest = Largest::new(keys, &mut kept, limit);
-    let (mut active, mut finite) = (0usize, true);
+    let (mut active, mut finite, mut ignored) = (0usize, true, 0);
     for part in parts {
         let count = part.counts.element::<i32>(row);
         finite &= count >= 0;
@@ -30,9 +30,10 @@ pub(crate) unsafe fn merge_row(
         let values = &mut scratch.values[..part.width()];
         part.values.read_row(row, values);
         for (&index, &value) in part.indices.row::<i32>(row).iter().zip(&*values) {
-            if index >= 0 {
+            if index >= 0 && value.is_finite() {
                 largest.push(Key::new(value, index));
             }
+            ignored += u64::from(index < -1);
         }
     }
     let keys = largest.finish();
@@ -50,4 +51,5 @@ pub(crate) unsafe fn merge_row(
     let keys = if finite { &*keys } else { &[] };
     // SAFETY: the caller's promise.
     unsafe { out.write(row, keys, k.map_or(active, |k| active.min(k)), prepared) };
+    ignored
 }

@@ -63,7 +63,7 @@ pub(crate) fn normalize_row(kernels: Kernels, spec: &Spec, b_dec: &[f32], x: &mu
     Prepared::Ready(state)
 }
 
-fn all_finite(x: &[f32]) -> bool {
+pub(crate) fn all_finite(x: &[f32]) -> bool {
     // Zero times a finite number is 0, times anything else NaN: no branch inside the loop.
     x.iter().map(|v| v * 0.0).sum::<f32>() == 0.0
 }
@@ -78,12 +78,16 @@ pub(crate) fn output_scale(spec: &Spec, state: [f32; 2]) -> f32 {
     }
 }
 
-/// Undoes the normalisation of a reconstruction.
-pub(crate) fn denormalize_row(spec: &Spec, state: [f32; 2], x_hat: &mut [f32]) {
+/// Undoes the normalisation of a reconstruction; `scratch` is as long.
+pub(crate) fn denormalize_row(kernels: Kernels, spec: &Spec, state: [f32; 2], x_hat: &mut [f32], scratch: &mut [f32]) {
     match spec.normalization {
         _ if !spec.denormalize_output => {}
         Normalization::None => {}
-        Normalization::LayerNorm => x_hat.iter_mut().for_each(|v| *v = v.mul_add(state[1], state[0])),
+        Normalization::LayerNorm => {
+            scratch.fill(state[0]);
+            kernels.axpy(state[1], x_hat, scratch);
+            x_hat.copy_from_slice(scratch);
+        }
         Normalization::ConstantNorm => x_hat.iter_mut().for_each(|v| *v /= state[0]),
     }
 }

@@ -4,10 +4,13 @@ use super::Kernels;
 use super::core::Core;
 use super::decode::Decoder;
 use super::encode::Encoder;
-use super::prepare::{Prepared, output_scale};
+use super::prepare::{Prepared, all_finite, output_scale};
 use super::scratch::{RowScratch, Scratch};
 use crate::backend::{Input, Steering};
+use crate::error::{Error, Result, Status};
+use crate::features::FeaturesRef;
 use crate::steering::{Edit, EditOp};
+use crate::tensor::Tensor;
 
 /// Lists of edits of a session, in memory that never moves or grows.
 pub(crate) struct EditTable {
@@ -17,9 +20,17 @@ pub(crate) struct EditTable {
 }
 
 impl EditTable {
-    pub(crate) fn new(slots: usize, per_slot: usize) -> Self {
-        let none = Edit::new(-1, EditOp::Add, 0.0);
-        Self { edits: vec![none; slots * per_slot], lens: vec![0; slots], per_slot }
+    pub(crate) fn new(slots: usize, per_slot: usize) -> Result<Self> {
+        let out_of_memory = |_| {
+            let message = format!("{slots} slots of {per_slot} edits could not be allocated");
+            Error::new(Status::OutOfMemory, message)
+        };
+        let (mut edits, mut lens) = (Vec::new(), Vec::new());
+        edits.try_reserve_exact(slots * per_slot).map_err(out_of_memory)?;
+        lens.try_reserve_exact(slots).map_err(out_of_memory)?;
+        edits.resize(slots * per_slot, Edit::new(-1, EditOp::Add, 0.0));
+        lens.resize(slots, 0);
+        Ok(Self { edits, lens, per_slot })
     }
 
     pub(crate) fn set(&mut self, slot: usize, edits: &[Edit]) {
@@ -55,10 +66,26 @@ impl Steer<'_> {
         self.table.get(self.slot(row).unwrap_or(0)).filter(|edits| !edits.is_empty())
     }
 
+    /// The features given of a row, unless they were cut short and lack what its edits need.
+    fn known(&self, row: usize, edits: &[Edit]) -> Option<&FeaturesRef<'_>> {
+        let known = self.steering.known.as_ref()?;
+        let listed = |edit: &Edit| known.indices.row::<i32>(row).contains(&edit.feature);
+        let complete = known.counts.element::<i32>(row) <= known.width() as i32;
+        (complete || edits.iter().all(|edit| !edit.needs_activation() || listed(edit))).then_some(known)
+    }
+
+    /// Whether a row's edits need to know which of the competing latents won.
+    pub(crate) fn must_encode(&self, row: usize) -> bool {
+        self.encoder.k.is_some()
+            && self
+                .edits(row)
+                .is_some_and(|edits| edits.iter().any(Edit::needs_activation) && self.known(row, edits).is_none())
+    }
+
     /// Steers a row from what is known of it, or from single latents.
     pub(crate) fn steer_alone(&self, row: usize, scratch: &mut Scratch<'_>) {
         let Some(edits) = self.edits(row) else { return self.leave_alone(row) };
-        if let Some(known) = &self.steering.known {
+        if let Some(known) = self.known(row, edits) {
             if known.counts.element::<i32>(row) < 0 {
                 return self.leave_alone(row);
             }
@@ -93,24 +120,32 @@ impl Steer<'_> {
             return self.leave_alone(row);
         }
         let RowScratch { sum, raw, .. } = scratch;
-        let (delta, y) = (&mut sum[..spec.d_out], &mut raw[..spec.d_out]);
-        self.steering.y.read_row(row, y);
-        let scale = output_scale(spec, state);
-        delta.iter_mut().zip(&*y).for_each(|(delta, y)| *delta = delta.mul_add(scale, *y));
+        let (delta, y) = (&sum[..spec.d_out], &mut raw[..spec.d_out]);
+        self.y().read_row(row, y);
+        if !all_finite(y) {
+            return self.leave_alone(row);
+        }
+        self.core.kernels.axpy(output_scale(spec, state), delta, y);
         // SAFETY: each row is worked on by one thread, which has read all it needs of it.
-        unsafe { self.steering.out.shared_write_row(row, delta) };
+        unsafe { self.steering.out.shared_write_row(row, y) };
+    }
+
+    /// What is edited.
+    fn y(&self) -> Tensor<'_> {
+        self.steering.y.unwrap_or(self.steering.out.as_ref())
     }
 
     /// The row keeps its bits.
     pub(crate) fn leave_alone(&self, row: usize) {
-        if !self.steering.out.as_ref().same_as(&self.steering.y) {
+        if !self.steering.out.as_ref().same_as(&self.y()) {
             // SAFETY: each row is worked on by one thread; the session checked that y and out do not overlap.
-            unsafe { self.steering.out.shared_copy_row(row, &self.steering.y, row) };
+            unsafe { self.steering.out.shared_copy_row(row, &self.y(), row) };
         }
     }
 }
 
-/// Sums up the edits' effect in the decoder's space; says whether there is any. `activation` tells a latent's z.
+/// Sums up the edits' effect in the decoder's space; says whether there is any, and it is finite. `activation` tells a
+/// latent's z.
 fn sum_edits(
     kernels: Kernels,
     decoder: &Decoder<'_>,
@@ -123,6 +158,9 @@ fn sum_edits(
     for edit in edits {
         let z = if edit.needs_activation() { activation(edit.feature, scratch.weights) } else { 0.0 };
         let delta = edit.delta(z);
+        if !delta.is_finite() {
+            return false;
+        }
         if delta == 0.0 {
             continue;
         }

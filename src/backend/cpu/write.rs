@@ -1,5 +1,7 @@
 //! Results into the host's memory.
 
+use half::{bf16, f16};
+
 use super::prepare::Prepared;
 use super::select::Key;
 use crate::features::FeaturesMut;
@@ -32,14 +34,17 @@ impl<'a> FeatureSink<'a> {
         unsafe {
             match self.out.values.dtype() {
                 DType::F32 => self.values(row, keys, |v| v),
-                DType::F16 => self.values(row, keys, half::f16::from_f32),
-                DType::BF16 => self.values(row, keys, half::bf16::from_f32),
+                // Beyond the type's range the largest finite number stands, since an infinity would poison decoding.
+                DType::F16 => self.values(row, keys, |v| f16::from_f32(v.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))),
+                DType::BF16 => {
+                    self.values(row, keys, |v| bf16::from_f32(v.clamp(bf16::MIN.to_f32(), bf16::MAX.to_f32())));
+                }
                 DType::I32 => unreachable!("the session checked that values are floats"),
             }
             let indices = self.out.indices.shared_row_mut::<i32>(row);
             indices[keys.len()..].fill(-1);
             indices.iter_mut().zip(keys).for_each(|(to, key)| *to = key.index());
-            let count = if prepared == Prepared::NotFinite { -1 } else { active as i32 };
+            let count = if prepared == Prepared::NotFinite { -1 } else { active.min(i32::MAX as usize) as i32 };
             self.out.counts.shared_set(row, count);
             if let Some(state) = &self.out.row_state {
                 let to = state.shared_row_mut::<f32>(row);
