@@ -136,8 +136,9 @@ impl Draft {
         if count == 0 || first.checked_add(count).is_none_or(|end| end > n) {
             return fail!(InvalidArgument, "latents {first}..+{count} are not a part of the {n} stored");
         }
+        let (first_latent, shard_of) = (self.spec.first_latent.saturating_add(first), self.spec.whole_latents());
         Ok(Self {
-            spec: Spec { n_latents: count, first_latent: self.spec.first_latent.saturating_add(first), ..self.spec },
+            spec: Spec { n_latents: count, first_latent, shard_of, ..self.spec },
             w_enc: self.w_enc.slice(first, count),
             b_enc: self.b_enc.slice(first, count),
             w_dec: self.w_dec.slice(first, count),

@@ -19,6 +19,7 @@
 //! | `d_in`, `d_out` | widths of input and output |
 //! | `n_latents` | latents in this file |
 //! | `first_latent` | global index of the first of them; 0 if absent |
+//! | `shard_of` | latents of the whole SAE, if this is a shard of one; 0 or absent if it is whole |
 //! | `normalization` | `none` (if absent), `layer_norm` or `constant_norm` |
 //! | `denormalize_output` | whether decoding undoes the normalisation |
 //! | `subtract_b_dec` | whether `b_dec` is subtracted from the input |
