@@ -35,7 +35,7 @@ bench:
 
 # Makes include/sae.h anew from src/capi.
 header:
-	SAE_BLESS=1 $(CARGO) test --test capi_header
+	SAE_BLESS=1 $(CARGO) test --test capi header
 
 clean:
 	$(CARGO) clean

@@ -12,7 +12,7 @@ pub struct Pool(Kind);
 #[derive(Clone)]
 enum Kind {
     Serial,
-    Own(Arc<rayon_core::ThreadPool>),
+    Own(Arc<Own>),
     Host(Arc<Host>),
 }
 
@@ -24,6 +24,30 @@ pub type ParallelFor = unsafe extern "C" fn(
     body: unsafe extern "C" fn(*mut c_void, usize),
     arg: *mut c_void,
 );
+
+/// Threads of our own, which have ended when this is dropped: the host may then unload the library.
+struct Own {
+    /// `None` while it is being dropped.
+    pool: Option<rayon_core::ThreadPool>,
+    handles: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Own {
+    fn run(&self, n: usize, body: &(dyn Fn(usize) + Sync)) {
+        match &self.pool {
+            Some(pool) => pool.install(|| halve(0, n, body)),
+            None => (0..n).for_each(body),
+        }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        drop(self.pool.take());
+        // A thread that panicked said so where it ran.
+        self.handles.drain(..).for_each(|handle| drop(handle.join()));
+    }
+}
 
 struct Host {
     threads: usize,
@@ -55,12 +79,17 @@ impl Pool {
         if threads == 1 {
             return Ok(Self::serial());
         }
+        let mut handles = Vec::with_capacity(threads);
         let pool = rayon_core::ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|i| format!("sae-{i}"))
+            .spawn_handler(|thread| {
+                let named = std::thread::Builder::new().name(format!("sae-{}", thread.index()));
+                handles.push(named.spawn(|| thread.run())?);
+                Ok(())
+            })
             .build()
             .map_err(|e| Error::new(Status::OutOfMemory, format!("{threads} threads could not be started: {e}")))?;
-        Ok(Self(Kind::Own(Arc::new(pool))))
+        Ok(Self(Kind::Own(Arc::new(Own { pool: Some(pool), handles }))))
     }
 
     /// The host's own threads.
@@ -77,7 +106,7 @@ impl Pool {
     pub fn threads(&self) -> usize {
         match &self.0 {
             Kind::Serial => 1,
-            Kind::Own(pool) => pool.current_num_threads(),
+            Kind::Own(own) => own.handles.len(),
             Kind::Host(host) => host.threads,
         }
     }
@@ -87,7 +116,7 @@ impl Pool {
         match &self.0 {
             _ if n <= 1 => (0..n).for_each(body),
             Kind::Serial => (0..n).for_each(body),
-            Kind::Own(pool) => pool.install(|| halve(0, n, body)),
+            Kind::Own(own) => own.run(n, body),
             Kind::Host(host) => host.run(n, body),
         }
     }

@@ -140,7 +140,8 @@ impl sae_dtype {
             return Ok(None);
         }
         match self.read() {
-            Ok(dtype) => Ok(Some(dtype)),
+            Ok(dtype) if dtype.is_float() => Ok(Some(dtype)),
+            Ok(dtype) => fail!(InvalidArgument, "{name}.dtype: weights are f32, f16 or bf16, not {dtype}"),
             Err(e) => fail!(InvalidArgument, "{name}.{}", e.message()),
         }
     }
@@ -164,6 +165,9 @@ impl sae_tensor {
     /// # Safety
     /// `shape` and `strides` must point to `ndim` numbers if they are neither null nor misaligned.
     unsafe fn describe(&self) -> Result<Described> {
+        if self.is_absent() {
+            return fail!(InvalidTensor, "is absent (data NULL, ndim 0), but needed");
+        }
         let Some(ndim) = usize::try_from(self.ndim).ok().filter(|n| (1..=MAX_DIMS).contains(n)) else {
             return fail!(InvalidTensor, "ndim: expected 1 to {MAX_DIMS}, found {}", self.ndim);
         };
@@ -246,15 +250,12 @@ pub(super) unsafe fn given<'a>(name: &str, tensor: *const sae_tensor) -> Result<
     Ok(Some(unsafe { &*tensor }).filter(|tensor| !tensor.is_absent()))
 }
 
-/// The description behind a pointer to a tensor that must be there.
+/// The description behind a pointer to a tensor that must be there; an absent one is refused when it is read.
 ///
 /// # Safety
 /// As [`given`].
 pub(super) unsafe fn needed<'a>(name: &str, tensor: *const sae_tensor) -> Result<&'a sae_tensor> {
     present(name, tensor)?;
     // SAFETY: the caller's promise.
-    match unsafe { given(name, tensor)? } {
-        Some(tensor) => Ok(tensor),
-        None => fail!(InvalidTensor, "{name}: is absent (data NULL, ndim 0), but needed"),
-    }
+    Ok(unsafe { &*tensor })
 }

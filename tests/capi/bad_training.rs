@@ -1,0 +1,193 @@
+//! Everything a caller can get wrong in training: a status, a message that names the thing, and a trainer as it was.
+
+use std::ffi::CString;
+use std::ptr::{null, null_mut};
+
+use sae::capi::*;
+
+use crate::host::{Array, F32, I32, Model, Trainer, init, misaligned, numbers, ok, plan, refused};
+
+const ARGUMENT: sae_status = SAE_ERROR_INVALID_ARGUMENT;
+const TENSOR: sae_status = SAE_ERROR_INVALID_TENSOR;
+
+pub(crate) fn options() -> sae_train_options {
+    let mut options = init::<sae_train_options>();
+    (options.d, options.n_latents, options.k, options.max_batch_tokens) = (8, 16, 2, 4);
+    options
+}
+
+pub(crate) fn trainer(options: &sae_train_options) -> Trainer {
+    let mut trainer = null_mut();
+    ok(|e| unsafe { sae_trainer_create(options, &mut trainer, e) });
+    Trainer(trainer)
+}
+
+/// The bits of all weights, as exported.
+pub(crate) fn weights(trainer: &Trainer) -> Vec<u32> {
+    let mut model = null_mut();
+    ok(|e| unsafe { sae_trainer_export(trainer.0, SAE_EXPORT_WEIGHTS, &mut model, e) });
+    let model = Model(model);
+    let mut all = Vec::new();
+    for (which, dims) in [(SAE_WEIGHT_W_ENC, &[16, 8][..]), (SAE_WEIGHT_W_DEC, &[16, 8]), (SAE_WEIGHT_B_DEC, &[8])] {
+        let out = Array::f32(&vec![0.0; dims.iter().product::<i64>() as usize], dims);
+        ok(|e| unsafe { sae_model_read(model.0, which, 0, dims[0], &out.tensor, e) });
+        all.extend(out.memory);
+    }
+    all
+}
+
+#[test]
+fn options_are_named() {
+    type Spoil = fn(&mut sae_train_options);
+    let table: &[(sae_status, &str, Spoil)] = &[
+        (ARGUMENT, "options.struct_size", |o| o.struct_size = 100),
+        (ARGUMENT, "d must be between", |o| o.d = 0),
+        (ARGUMENT, "options.d: -1", |o| o.d = -1),
+        (ARGUMENT, "n_latents must be between", |o| o.n_latents = 0),
+        (ARGUMENT, "k", |o| o.k = 0),
+        (ARGUMENT, "k must be between 1 and 16, not 17", |o| o.k = 17),
+        (ARGUMENT, "options.k_aux: -2", |o| o.k_aux = -2),
+        (ARGUMENT, "max_batch_tokens must be between", |o| o.max_batch_tokens = 1 << 40),
+        (ARGUMENT, "learning_rate", |o| o.learning_rate = -1.0),
+        (ARGUMENT, "adam_beta1", |o| o.adam_beta1 = 1.0),
+        (ARGUMENT, "clip_norm", |o| o.clip_norm = f32::NAN),
+        (ARGUMENT, "decay_fraction needs total_tokens", |o| o.decay_fraction = 0.5),
+        (ARGUMENT, "options.normalization: 4", |o| o.normalization = 4),
+        (SAE_ERROR_UNSUPPORTED, "constant_norm", |o| o.normalization = SAE_NORMALIZATION_CONSTANT_NORM),
+        (ARGUMENT, "options.flags: bits 0x4", |o| o.flags = 4),
+        (ARGUMENT, "options.pool: 0x", |o| o.pool = misaligned()),
+        (ARGUMENT, "options.convention: 0x", |o| o.convention = misaligned()),
+    ];
+    let mut made = misaligned();
+    for (status, named, spoil) in table {
+        let mut options = options();
+        spoil(&mut options);
+        refused(*status, named, |e| unsafe { sae_trainer_create(&options, &mut made, e) });
+    }
+    refused(ARGUMENT, "options: is NULL", |e| unsafe { sae_trainer_create(null(), &mut made, e) });
+    assert_eq!(made, misaligned());
+    refused(ARGUMENT, "out: is NULL", |e| unsafe { sae_trainer_create(&options(), null_mut(), e) });
+}
+
+#[test]
+fn calls_out_of_turn_are_refused() {
+    let trainer = trainer(&options());
+    let sample = Array::f32(&numbers(64, 1), &[8, 8]);
+    let four = Array::f32(&numbers(32, 2), &[4, 8]);
+    let mut batch = init::<sae_train_batch>();
+    batch.x = &four.tensor;
+    let mut model = null_mut();
+    unsafe {
+        refused(SAE_ERROR_BAD_STATE, "not started", |e| sae_train_step(trainer.0, null(), &batch, null_mut(), e));
+        refused(SAE_ERROR_BAD_STATE, "not started", |e| sae_trainer_save(trainer.0, c"/nowhere".as_ptr(), e));
+        refused(SAE_ERROR_BAD_STATE, "not started", |e| sae_trainer_export(trainer.0, 0, &mut model, e));
+        refused(ARGUMENT, "what: 2", |e| sae_trainer_export(trainer.0, 2, &mut model, e));
+        refused(ARGUMENT, "sample: is NULL", |e| sae_trainer_init_from(trainer.0, null(), e));
+        refused(ARGUMENT, "trainer: is NULL", |e| sae_trainer_init_from(null_mut(), &sample.tensor, e));
+        refused(ARGUMENT, "model: is NULL", |e| sae_trainer_warm_start(trainer.0, null(), &sample.tensor, e));
+        let other = Array::f32(&numbers(56, 1), &[8, 7]);
+        refused(TENSOR, "sample: expected shape [8, 8], found [8, 7]", |e| {
+            sae_trainer_init_from(trainer.0, &other.tensor, e)
+        });
+        let constant = Array::f32(&[1.0; 64], &[8, 8]);
+        refused(TENSOR, "sample: its rows do not vary", |e| sae_trainer_init_from(trainer.0, &constant.tensor, e));
+        ok(|e| sae_trainer_init_from(trainer.0, &sample.tensor, e));
+        refused(SAE_ERROR_BAD_STATE, "already started", |e| sae_trainer_init_from(trainer.0, &sample.tensor, e));
+        refused(SAE_ERROR_BAD_STATE, "moving average", |e| sae_trainer_export(trainer.0, 1, &mut model, e));
+        refused(SAE_ERROR_IO, "/proc/nowhere", |e| sae_trainer_save(trainer.0, c"/proc/nowhere".as_ptr(), e));
+        let other = crate::bad_training::trainer(&sae_train_options { n_latents: 17, ..options() });
+        let plan = plan().model();
+        refused(ARGUMENT, "n_latents 16", |e| sae_trainer_warm_start(other.0, plan.0, &sample.tensor, e));
+    }
+    assert!(model.is_null());
+}
+
+struct Step {
+    x: Box<Array>,
+    mask: Box<Array>,
+    batch: Box<sae_train_batch>,
+    run: Box<sae_run>,
+    stats: Box<sae_train_stats>,
+    batch_at: *const sae_train_batch,
+}
+
+#[test]
+fn batches() {
+    type Spoil = fn(&mut Step);
+    let table: &[(sae_status, &str, Spoil)] = &[
+        (ARGUMENT, "batch: is NULL", |s| s.batch_at = null()),
+        (ARGUMENT, "batch.struct_size: 16", |s| s.batch.struct_size = 16),
+        (ARGUMENT, "batch.flags: bits 0x2", |s| s.batch.flags = 2),
+        (ARGUMENT, "batch.reserved", |s| s.batch.reserved = 1),
+        (ARGUMENT, "x: is NULL", |s| s.batch.x = null()),
+        (TENSOR, "x: ", |s| s.x.tensor.byte_offset = 1),
+        (TENSOR, "x: expected shape [4, 8], found [4, 7]", |s| s.x.shape[1] = 7),
+        (TENSOR, "x: expected f32", |s| s.x.tensor.dtype = I32),
+        (SAE_ERROR_UNSUPPORTED, "x: training runs on the cpu", |s| s.x.tensor.device.device_type = SAE_DEVICE_CUDA),
+        (TENSOR, "addend: expected shape [4, 8], found [4]", |s| s.batch.addend = &s.mask.tensor),
+        (SAE_ERROR_UNSUPPORTED, "target", |s| s.batch.target = &s.x.tensor),
+        (TENSOR, "row_mask: expected i32, found f32", |s| s.mask.tensor.dtype = F32),
+        (TENSOR, "row_mask: expected shape [4], found [3]", |s| s.mask.shape[0] = 3),
+        (ARGUMENT, "stats.struct_size: 8", |s| s.stats.struct_size = 8),
+        (ARGUMENT, "run.flags: bits 0x2", |s| s.run.flags = SAE_RUN_ORDER_INDEX),
+        (SAE_ERROR_UNSUPPORTED, "run.stream_kind", |s| s.run.stream_kind = SAE_STREAM_HOST),
+        (SAE_ERROR_UNSUPPORTED, "run.workspace", |s| s.run.workspace_size = 1),
+        (TENSOR, "5 rows are more than max_batch_tokens", |s| {
+            s.x.memory.resize(40, 0);
+            (s.x.tensor.data, s.x.shape[0]) = (s.x.memory.as_mut_ptr().cast(), 5);
+        }),
+    ];
+    let trainer = trainer(&options());
+    let sample = Array::f32(&numbers(64, 1), &[8, 8]);
+    ok(|e| unsafe { sae_trainer_init_from(trainer.0, &sample.tensor, e) });
+    let before = weights(&trainer);
+    let step = || {
+        let mut step = Step {
+            x: Array::f32(&numbers(32, 2), &[4, 8]),
+            mask: Array::i32(&[0, 1, 1, 1], &[4]),
+            batch: Box::new(init()),
+            run: Box::new(init()),
+            stats: Box::new(init()),
+            batch_at: null(),
+        };
+        (step.batch.x, step.batch.row_mask) = (&step.x.tensor, &step.mask.tensor);
+        step.batch_at = &*step.batch;
+        step
+    };
+    for (status, named, spoil) in table {
+        let mut step = step();
+        spoil(&mut step);
+        refused(*status, named, |e| unsafe {
+            sae_train_step(trainer.0, &*step.run, step.batch_at, &mut *step.stats, e)
+        });
+        assert_eq!((step.stats.step, step.stats.tokens), (0, 0), "{named}");
+    }
+    assert_eq!(weights(&trainer), before, "a refused call changes nothing");
+    let mut progress = init::<sae_train_progress>();
+    ok(|e| unsafe { sae_trainer_progress(trainer.0, &mut progress, e) });
+    assert_eq!((progress.started, progress.tokens_seen), (1, 0));
+
+    let mut good = step();
+    ok(|e| unsafe { sae_train_step(trainer.0, &*good.run, good.batch_at, &mut *good.stats, e) });
+    assert_eq!((good.stats.step, good.stats.tokens, good.stats.tokens_masked, good.stats.applied), (1, 3, 1, 1));
+    assert_ne!(weights(&trainer), before);
+}
+
+#[test]
+fn resuming_with_other_options_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = CString::new(dir.path().to_str().unwrap()).unwrap();
+    let first = trainer(&options());
+    let sample = Array::f32(&numbers(64, 1), &[8, 8]);
+    ok(|e| unsafe { sae_trainer_init_from(first.0, &sample.tensor, e) });
+    ok(|e| unsafe { sae_trainer_save(first.0, name.as_ptr(), e) });
+    let mut again = null_mut();
+    let other = sae_train_options { k: 3, ..options() };
+    refused(ARGUMENT, "k is 3, but the checkpoint was made with 2", |e| unsafe {
+        sae_trainer_resume(name.as_ptr(), &other, &mut again, e)
+    });
+    refused(ARGUMENT, "dir: is NULL", |e| unsafe { sae_trainer_resume(null(), null(), &mut again, e) });
+    assert!(again.is_null());
+    ok(|e| unsafe { sae_trainer_resume(name.as_ptr(), null(), &mut again, e) });
+    assert_eq!(weights(&Trainer(again)), weights(&first));
+}

@@ -1,0 +1,38 @@
+//! What the shared library shows: its symbols, its name, its version.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::toolchain::{library, output};
+
+/// Every function of the ABI. Lines are only ever added.
+const SYMBOLS: &str = include_str!("symbols.txt");
+
+#[test]
+fn exactly_the_functions_of_the_header_are_exported() {
+    let listed = output("nm", &["-D", "--defined-only", library().to_str().unwrap()]);
+    let exported: BTreeSet<&str> = listed.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    let golden: BTreeSet<&str> = SYMBOLS.lines().collect();
+    assert_eq!(exported, golden, "tests/capi/symbols.txt says otherwise");
+
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/sae.h");
+    let header = std::fs::read_to_string(header).unwrap();
+    for symbol in golden {
+        assert!(header.contains(&format!("{symbol}(")), "{symbol} is not in sae.h");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_name_of_record_is_that_of_the_abi() {
+    let dynamic = output("readelf", &["-d", library().to_str().unwrap()]);
+    let name = format!("[libsae.so.{}]", sae::capi::SAE_ABI_VERSION);
+    assert!(dynamic.lines().any(|line| line.contains("SONAME") && line.contains(&name)), "{dynamic}");
+}
+
+#[test]
+fn versions() {
+    assert_eq!(sae::capi::sae_abi_version(), sae::capi::SAE_ABI_VERSION);
+    let version = unsafe { std::ffi::CStr::from_ptr(sae::capi::sae_version()) };
+    assert_eq!(version.to_str().unwrap(), env!("CARGO_PKG_VERSION"));
+}

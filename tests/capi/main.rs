@@ -1,0 +1,15 @@
+//! The C ABI: its header, its symbols, programs in C and C++ that use it, and what it does with bad input.
+
+#![allow(clippy::unwrap_used, unsafe_code, clippy::undocumented_unsafe_blocks)]
+
+mod bad_files;
+mod bad_input;
+mod bad_models;
+mod bad_training;
+mod header;
+mod host;
+mod library;
+mod programs;
+mod readme;
+mod toolchain;
+mod use_it;

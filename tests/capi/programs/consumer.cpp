@@ -1,0 +1,210 @@
+// A C++17 program that uses all of sae.hpp, as a host would: `consumer DIRECTORY`.
+
+#include "sae.hpp"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#define CHECK(condition)                                                       \
+  do {                                                                         \
+    if (!(condition)) {                                                        \
+      std::fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition);     \
+      std::exit(1);                                                            \
+    }                                                                          \
+  } while (0)
+
+static_assert(!std::is_copy_constructible_v<sae::Model> && std::is_nothrow_move_constructible_v<sae::Model>);
+static_assert(!std::is_copy_constructible_v<sae::Session> && std::is_nothrow_move_assignable_v<sae::Session>);
+static_assert(!std::is_copy_constructible_v<sae::Trainer> && !std::is_copy_constructible_v<sae::Pool>);
+static_assert(sizeof(sae::Session) == sizeof(void *));
+// What may not be written cannot be made an output.
+static_assert(!std::is_constructible_v<sae::TensorMut, const float *, std::int64_t, std::int64_t>);
+static_assert(!std::is_constructible_v<sae::TensorMut, const std::vector<float> &>);
+static_assert(!std::is_convertible_v<const sae::Features &, sae::FeaturesMut>);
+
+namespace {
+
+constexpr std::int64_t d = 16, n = 24, k = 3, tokens = 20;
+
+std::vector<float> numbers(std::int64_t count) {
+  static std::uint32_t state = 99;
+  std::vector<float> values(static_cast<std::size_t>(count));
+  for (float &value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+  }
+  return values;
+}
+
+template <class Call>
+void fails(sae_status status, const char *named, Call call) {
+  try {
+    call();
+  } catch (const sae::Error &error) {
+    CHECK(error.status() == status && error.message() == error.what());
+    CHECK(error.message().find(named) != std::string::npos);
+    return;
+  }
+  std::fprintf(stderr, "nothing was thrown about %s\n", named);
+  std::exit(1);
+}
+
+void in_turn(void *context, std::size_t count, sae_task task, void *arg) {
+  ++*static_cast<int *>(context);
+  for (std::size_t i = 0; i < count; ++i) task(arg, i);
+}
+
+sae::Trainer trained(const std::string &dir) {
+  sae_train_options options = SAE_TRAIN_OPTIONS_INIT;
+  options.d = d;
+  options.n_latents = n;
+  options.k = k;
+  options.learning_rate = 1e-2f;
+  options.normalization = SAE_NORMALIZATION_LAYER_NORM;
+  sae::Trainer trainer = sae::Trainer::create(options);
+  const std::vector<float> sample = numbers(tokens * d);
+  trainer.init_from({sample.data(), tokens, d});
+  const std::vector<std::int32_t> mask = [] {
+    std::vector<std::int32_t> all(static_cast<std::size_t>(tokens), 1);
+    all[0] = 0;
+    return all;
+  }();
+  double first = 0.0, last = 0.0;
+  for (int step = 0; step < 20; ++step) {
+    const sae_train_stats stats = trainer.step({{sample.data(), tokens, d}, mask});
+    CHECK(stats.applied == 1 && stats.tokens_masked == 1);
+    (step == 0 ? first : last) = stats.mse;
+  }
+  CHECK(last < first);
+  sae::Batch batch(sample.data(), tokens, d);
+  batch.accumulate = true;
+  CHECK(trainer.step(batch).applied == 0);
+  trainer.save(dir + "/checkpoint");
+  fails(SAE_ERROR_BAD_STATE, "already started", [&] { trainer.init_from({sample.data(), tokens, d}); });
+  sae::Trainer resumed = sae::Trainer::resume(dir + "/checkpoint");
+  CHECK(resumed.progress().step == 20 && resumed.progress().tokens_seen == trainer.progress().tokens_seen);
+  sae::Trainer warm = sae::Trainer::create(options);
+  warm.warm_start(resumed.export_model(SAE_EXPORT_EMA), {sample.data(), tokens, d});
+  return resumed;
+}
+
+void steer(sae::Session &session, const sae::Model &model, const std::vector<float> &x, const sae::Features &features) {
+  // One latent added is its decoder row, scaled, added.
+  const auto [latent, value] = features.row(0)[0];
+  std::vector<float> row(static_cast<std::size_t>(d));
+  model.read(SAE_WEIGHT_W_DEC, latent, 1, {row.data(), 1, d});
+  session.set_edits(0, {sae::add(latent, 1.5f)});
+  std::vector<float> y = x;
+  session.steer({y.data(), tokens, d});
+  const float sigma = features.row_state()[1];
+  for (std::int64_t j = 0; j < d; ++j) CHECK(std::abs(y[j] - (x[j] + 1.5f * sigma * row[j])) < 1e-5f);
+
+  // Slots by token; what is known needs no encode; results elsewhere.
+  session.set_edits(1, std::vector<sae_edit>{sae::set(latent, 0.0f)});
+  std::vector<std::int32_t> slots(static_cast<std::size_t>(tokens), -1);
+  slots[0] = 1;
+  slots[1] = 0;
+  sae::Steering steering;
+  steering.row_slot = slots;
+  steering.known = features;
+  std::vector<float> out(x.size());
+  steering.out = {out.data(), tokens, d};
+  session.steer({{x.data(), tokens, d}}, steering);
+  for (std::int64_t j = 0; j < d; ++j) CHECK(std::abs(out[j] - (x[j] - value * sigma * row[j])) < 1e-5f);
+  CHECK(std::memcmp(out.data() + 2 * d, x.data() + 2 * d, (tokens - 2) * d * sizeof(float)) == 0);
+  std::vector<float> again = x;
+  session.steer({again.data(), tokens, d}, slots);
+  CHECK(again == out);
+  session.set_edits(0, {sae::scale(latent, 2.0f), sae::ablate(latent == 0 ? 1 : 0)});
+  session.status();
+}
+
+int run(const std::string &dir) {
+  const std::string path = dir + "/sae.safetensors";
+  {
+    sae::Trainer trainer = trained(dir);
+    trainer.export_model().save(path);
+  }
+  const sae::Model model = sae::Model::load(path);
+  const sae_info info = model.info();
+  CHECK(info.k == k && info.row_state_width == 2 && info.normalization == SAE_NORMALIZATION_LAYER_NORM);
+  CHECK(sae::Model::memory(path).resident == info.bytes);
+
+  int asked = 0;
+  sae::Pool pool = sae::Pool::from_host(3, in_turn, &asked);
+  CHECK(sae::Pool::create(1).threads() == 1 && pool.threads() == 3);
+  sae_session_options options = SAE_SESSION_OPTIONS_INIT;
+  options.max_tokens = tokens;
+  options.slots = 2;
+  options.pool = pool.get();
+  CHECK(sae::Session::memory(model, &options).workspace > 0);
+  sae::Session first = sae::Session::create(model, &options);
+  sae::Session session = std::move(first);
+
+  const std::vector<float> x = numbers(tokens * d);
+  sae::Features features(tokens, k, info.row_state_width);
+  session.encode({x.data(), tokens, d}, features);
+  CHECK(asked > 0 && features.counts()[0] == k && features.row(0).size() == k);
+  float last = std::numeric_limits<float>::infinity();
+  for (const auto [latent, value] : features.row(0)) {
+    CHECK(latent >= 0 && latent < n && value > 0.0f && value <= last);
+    last = value;
+  }
+
+  // Some tokens of a wider buffer, with an addend, are the same features.
+  std::vector<float> wide(static_cast<std::size_t>(tokens * 2 * d)), half(x.size());
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t j = 0; j < d; ++j) wide[t * 2 * d + j] = half[t * d + j] = x[t * d + j] / 2;
+  }
+  sae::Features other(tokens, k, info.row_state_width);
+  session.encode({{wide.data(), 5, d, 2 * d}, {half.data(), 5, d}}, other.slice(0, 5));
+  session.encode({x.data() + 5 * d, tokens - 5, d}, other.slice(5, tokens - 5));
+  CHECK(other.indices() == features.indices() && other.values() == features.values());
+
+  std::vector<float> x_hat(x.size()), rebuilt(x.size());
+  session.decode(features, {x_hat.data(), tokens, d});
+  session.reconstruct({x.data(), tokens, d}, {rebuilt.data(), tokens, d});
+  CHECK(x_hat == rebuilt);
+  session.reconstruct({x.data(), tokens, d}, other, {rebuilt.data(), tokens, d});
+  CHECK(x_hat == rebuilt && other.values() == features.values());
+  std::vector<float> z(static_cast<std::size_t>(tokens * n)), selected(static_cast<std::size_t>(tokens));
+  session.encode_dense({x.data(), tokens, d}, {z.data(), tokens, n});
+  const std::vector<std::int32_t> ids = {features.indices()[0]};
+  session.encode_selected({x.data(), tokens, d}, ids, {selected.data(), tokens, 1});
+  CHECK(z[static_cast<std::size_t>(ids[0])] == features.values()[0] && selected[0] == features.values()[0]);
+  session.merge({features}, other);
+  CHECK(other.values() == features.values());
+
+  steer(session, model, x, features);
+
+  const std::vector<float> w = numbers(n * d);
+  sae_model_desc desc = SAE_MODEL_DESC_INIT;
+  desc.architecture = SAE_ARCHITECTURE_RELU;
+  desc.d_in = d;
+  desc.n_latents = n;
+  const sae::Model made = sae::Model::from_weights(desc, {{"W_enc", {w.data(), n, d}}, {"W_dec", {w.data(), n, d}}});
+  CHECK(made.info().architecture == SAE_ARCHITECTURE_RELU);
+  fails(SAE_ERROR_INVALID_ARGUMENT, "W_dec is missing", [&] {
+    (void)sae::Model::from_weights(desc, {{"W_enc", {w.data(), n, d}}});
+  });
+  fails(SAE_ERROR_IO, "/no/such/file", [] { (void)sae::Model::load("/no/such/file"); });
+  fails(SAE_ERROR_INVALID_TENSOR, "x: expected shape", [&] { session.encode({x.data(), tokens, d - 1}, features); });
+  std::printf("ok\n");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  CHECK(argc > 1);
+  try {
+    return run(argv[1]);
+  } catch (const sae::Error &error) {
+    std::fprintf(stderr, "%s: %s\n", sae_status_name(error.status()), error.what());
+    return 1;
+  }
+}
