@@ -30,12 +30,17 @@ test:
 	if [ -f examples/llama_cpp/Makefile ]; then $(MAKE) -C examples/llama_cpp test; fi
 
 # Encode, decode and a training step against torch, in the same run.
-bench:
-	$(MAKE) -C benches
+bench: lib $(BUILD)/bench/ready
+	$(BUILD)/bench/bin/python benches/peers/run.py --library $(BUILD)/lib/libsae.so
+
+$(BUILD)/bench/ready: benches/peers/requirements.txt
+	python3 -m venv $(BUILD)/bench
+	$(BUILD)/bench/bin/pip install --quiet -r $<
+	touch $@
 
 # Makes include/sae.h anew from src/capi.
 header:
-	SAE_BLESS=1 $(CARGO) test --test capi header
+	SAE_BLESS=1 $(CARGO) test --test capi header::
 
 clean:
 	$(CARGO) clean

@@ -397,6 +397,8 @@ typedef struct sae_info {
   int64_t n_latents;
   /// Index of the first of them; not 0 for a shard alone.
   int64_t first_latent;
+  /// Latents of the whole model, if this is a shard of one; 0: it is whole.
+  int64_t shard_of;
   /// Latents kept per token; 0 where the architecture has no such number.
   int64_t k;
   /// Floats per token that features carry for decoding: `sae_features.row_state`.
@@ -490,6 +492,8 @@ typedef struct sae_model_desc {
   int64_t n_latents;
   /// Index of the first of them, if they are a shard of a larger model.
   int64_t first_latent;
+  /// Latents of that larger model; 0: this is no shard.
+  int64_t shard_of;
   /// Latents kept per token, for `SAE_ARCHITECTURE_TOP_K` alone.
   int64_t k;
   /// What the inputs must look like; NULL: not known.

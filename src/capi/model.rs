@@ -178,6 +178,8 @@ pub struct sae_info {
     pub n_latents: i64,
     /// Index of the first of them; not 0 for a shard alone.
     pub first_latent: i64,
+    /// Latents of the whole model, if this is a shard of one; 0: it is whole.
+    pub shard_of: i64,
     /// Latents kept per token; 0 where the architecture has no such number.
     pub k: i64,
     /// Floats per token that features carry for decoding: `sae_features.row_state`.
@@ -215,7 +217,7 @@ pub struct sae_info {
     /// Whether the language model's LayerNorm weights were folded into the next layer.
     pub folded_layer_norm: i32,
 }
-sized!(sae_info: architecture, normalization, flags, dtype, device, d_in, d_out, n_latents, first_latent, k, row_state_width,
+sized!(sae_info: architecture, normalization, flags, dtype, device, d_in, d_out, n_latents, first_latent, shard_of, k, row_state_width,
     bytes, format, notes, model_name, hook_point, hook_point_transformer_lens, hook_point_hugging_face, hook_point_ggml,
     hook_point_out, hook_point_out_ggml, excluded_positions, n_excluded_positions, context_size, prepend_bos,
     centered_writing_weights, folded_layer_norm);
@@ -449,6 +451,7 @@ impl sae_model {
             d_out: spec.d_out as i64,
             n_latents: spec.n_latents as i64,
             first_latent: spec.first_latent as i64,
+            shard_of: spec.shard_of as i64,
             k: spec.architecture.k().unwrap_or(0) as i64,
             row_state_width: spec.row_state_width() as i64,
             bytes: self.sae.byte_size() as u64,

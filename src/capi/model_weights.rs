@@ -33,6 +33,8 @@ pub struct sae_model_desc {
     pub n_latents: i64,
     /// Index of the first of them, if they are a shard of a larger model.
     pub first_latent: i64,
+    /// Latents of that larger model; 0: this is no shard.
+    pub shard_of: i64,
     /// Latents kept per token, for `SAE_ARCHITECTURE_TOP_K` alone.
     pub k: i64,
     /// What the inputs must look like; NULL: not known.
@@ -46,7 +48,7 @@ pub struct sae_model_desc {
     /// 0.
     pub reserved: u32,
 }
-sized!(sae_model_desc: d_in, d_out, n_latents, first_latent, k, convention, architecture, normalization, flags, reserved);
+sized!(sae_model_desc: d_in, d_out, n_latents, first_latent, shard_of, k, convention, architecture, normalization, flags, reserved);
 
 /// A weight tensor with its name: "W_enc" `[n_latents, d_in]`, "W_dec" `[n_latents, d_out]`, "b_enc" `[n_latents]`, "b_dec" `[d_out]`,
 /// "threshold" `[n_latents]` for JumpReLU, "W_skip" `[d_out, d_in]` for a skip path. f32, f16 or bf16; in both large matrices
@@ -134,16 +136,13 @@ unsafe fn read_desc(pointer: *const sae_model_desc) -> Result<Spec> {
     };
     let normalization = read_normalization("desc", desc.normalization)?;
     let d_in = count("desc.d_in", desc.d_in)?;
-    let (n_latents, first_latent) =
-        (count("desc.n_latents", desc.n_latents)?, count("desc.first_latent", desc.first_latent)?);
     Ok(Spec {
         architecture,
         d_in,
         d_out: if desc.d_out == 0 { d_in } else { count("desc.d_out", desc.d_out)? },
-        n_latents,
-        first_latent,
-        // How many there are in all, nobody says; there are at least these.
-        shard_of: if first_latent == 0 { 0 } else { first_latent.saturating_add(n_latents) },
+        n_latents: count("desc.n_latents", desc.n_latents)?,
+        first_latent: count("desc.first_latent", desc.first_latent)?,
+        shard_of: count("desc.shard_of", desc.shard_of)?,
         normalization,
         denormalize_output: desc.flags & SAE_MODEL_STAYS_NORMALIZED == 0,
         subtract_b_dec: desc.flags & SAE_MODEL_KEEPS_B_DEC == 0,

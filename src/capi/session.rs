@@ -346,18 +346,24 @@ pub unsafe extern "C" fn sae_steer(
             y: std::ptr::null(),
             out: std::ptr::null(),
         });
+        let (y, out) = (given("y", steering.y)?, given("out", steering.out)?);
+        let row_slot = call.optional("row_slot", steering.row_slot)?;
+        if y.is_none() && out.is_none() && steering.known.is_null() && given("addend", addend)?.is_none() {
+            let x = call.tensor_mut("x", x)?;
+            return session.steer_in_place(call.run, x, row_slot);
+        }
         let input = call.input(x, addend)?;
         let steer = Steer {
-            row_slot: call.optional("row_slot", steering.row_slot)?,
+            row_slot,
             known: match steering.known {
                 absent if absent.is_null() => None,
                 known => Some(call.features("known", known)?),
             },
             y: call.optional("y", steering.y)?,
         };
-        let out = match (given("out", steering.out)?, given("y", steering.y)?) {
-            (Some(_), _) => call.tensor_mut("out", steering.out)?,
-            (None, Some(_)) => call.tensor_mut("y", steering.y)?,
+        let out = match (out, y) {
+            (Some(out), _) => call.tensor_mut("out", out)?,
+            (None, Some(y)) => call.tensor_mut("y", y)?,
             (None, None) => call.tensor_mut("x", x)?,
         };
         session.steer(call.run, input, steer, out)

@@ -75,7 +75,11 @@ fn weights_in_memory() {
         (ARGUMENT, "desc: d_in must be between", |m| m.plan.desc.d_in = 0),
         (ARGUMENT, "desc.d_in: -8", |m| m.plan.desc.d_in = -8),
         (ARGUMENT, "n_latents must be between", |m| m.plan.desc.n_latents = 1 << 31),
-        (ARGUMENT, "do not fit 32-bit indices", |m| m.plan.desc.first_latent = i64::from(i32::MAX)),
+        (ARGUMENT, "latents 4..+16 are not a part of an SAE's 16", |m| m.plan.desc.first_latent = 4),
+        (ARGUMENT, "latents 5..+16 are not a part of an SAE's 20", |m| {
+            (m.plan.desc.first_latent, m.plan.desc.shard_of) = (5, 20);
+        }),
+        (ARGUMENT, "latents 0..+16 are not a part", |m| m.plan.desc.shard_of = i64::MAX),
         (ARGUMENT, "b_dec [6] cannot be subtracted", |m| m.plan.desc.d_out = 6),
         (ARGUMENT, "weights: is NULL", |m| m.named_at = null()),
         (ARGUMENT, "weights: 0x", |m| m.named_at = misaligned()),
@@ -257,7 +261,7 @@ fn sessions_and_pools() {
         ("options.max_width: -4", |o| o.max_width = -4),
         ("max_width: 536870912 is more than", |o| o.max_width = 1 << 29),
         ("options.slots: -1", |o| o.slots = -1),
-        ("slots: 65536 of 65536 edits are too many", |o| (o.slots, o.edits_per_slot) = (1 << 16, 1 << 16)),
+        ("slots: 65536 of 4096 edits are too many", |o| (o.slots, o.edits_per_slot) = (1 << 16, 4096)),
         ("options.pool: 0x", |o| o.pool = misaligned()),
     ];
     for (named, spoil) in table {

@@ -1,4 +1,4 @@
-//! `include/sae.h` says what the sources say. `SAE_BLESS=1 cargo test --test capi header` rewrites it.
+//! `include/sae.h` says what the sources say. `SAE_BLESS=1 cargo test --test capi header::` rewrites it.
 
 use std::fs;
 use std::path::Path;

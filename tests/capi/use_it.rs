@@ -21,8 +21,8 @@ fn info_tells_what_a_saved_model_is() {
     (convention.excluded_positions, convention.n_excluded_positions) = (positions.as_ptr(), 2);
     (convention.prepend_bos, convention.folded_layer_norm, convention.context_size) = (SAE_YES, SAE_NO, 64);
     plan.desc.convention = &convention;
-    (plan.desc.normalization, plan.desc.flags, plan.desc.first_latent) =
-        (SAE_NORMALIZATION_LAYER_NORM, SAE_MODEL_RESCALES, 100);
+    (plan.desc.normalization, plan.desc.flags) = (SAE_NORMALIZATION_LAYER_NORM, SAE_MODEL_RESCALES);
+    (plan.desc.first_latent, plan.desc.shard_of) = (100, 200);
     ok(|e| unsafe { sae_model_save(plan.model().0, path.as_ptr(), null(), e) });
 
     let mut options = init::<sae_load_options>();
@@ -38,7 +38,7 @@ fn info_tells_what_a_saved_model_is() {
     assert_eq!(memory.resident, info.bytes);
     assert_eq!((info.architecture, info.normalization), (SAE_ARCHITECTURE_TOP_K, SAE_NORMALIZATION_LAYER_NORM));
     assert_eq!((info.flags, info.row_state_width, info.k), (SAE_MODEL_RESCALES, 2, 4));
-    assert_eq!((info.d_in, info.d_out, info.n_latents, info.first_latent), (8, 8, 12, 102));
+    assert_eq!((info.d_in, info.d_out, info.n_latents, info.first_latent, info.shard_of), (8, 8, 12, 102, 200));
     assert_eq!((info.dtype.code, info.dtype.bits, info.device.device_type), (SAE_DTYPE_BFLOAT, 16, SAE_DEVICE_CPU));
     assert_eq!((info.prepend_bos, info.folded_layer_norm, info.centered_writing_weights), (1, -1, 1));
     assert_eq!((info.context_size, info.n_excluded_positions), (64, 2));
