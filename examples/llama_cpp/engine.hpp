@@ -1,0 +1,98 @@
+// llama.cpp with one residual stream made accessible: a model, a context, and a hook on `l_out-N`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "llama.h"
+#include "rows.hpp"
+
+// One entry of a batch: a token at a position of a sequence, and whether its logits are wanted.
+struct BatchRow {
+    llama_token token;
+    llama_pos pos;
+    llama_seq_id seq;
+    bool wants_logits = false;
+};
+
+// The residual after the hooked block, for the rows of one ubatch. It is the engine's own memory: what is written here steers the model.
+struct Residual {
+    float *data;            // [rows, d], contiguous
+    int64_t rows, d;
+    const int32_t *batch_row;  // [rows]: which entry of the batch each row is
+    const BatchRow *batch;
+
+    const float *row(int64_t i) const { return data + i * d; }
+    const BatchRow &at(int64_t i) const { return batch[batch_row[i]]; }
+};
+
+enum class Then { go_on, stop };  // stop: the blocks after the hook are not computed (nor their KV cache written)
+
+class Model {
+  public:
+    explicit Model(const std::string &path);
+
+    int32_t d() const { return llama_model_n_embd(model_.get()); }
+    int32_t n_layers() const { return llama_model_n_layer(model_.get()); }
+    int32_t n_vocab() const { return llama_vocab_n_tokens(vocab_); }
+    llama_token document_start() const { return 0; }  // <|endoftext|>, what stood between documents when SmolLM2 was trained
+    bool ends_text(llama_token token) const { return llama_vocab_is_eog(vocab_, token); }
+
+    std::vector<llama_token> tokenize(std::string_view text) const;
+    std::string text(llama_token token) const;
+    std::string text(const llama_token *tokens, size_t n) const;
+
+    llama_model *get() const { return model_.get(); }
+
+  private:
+    struct Free { void operator()(llama_model *m) const { llama_model_free(m); } };
+    std::unique_ptr<llama_model, Free> model_;
+    const llama_vocab *vocab_;
+};
+
+struct EngineOptions {
+    int32_t layer = 0;           // the hook is on the residual after this block (0-based)
+    bool hooked = true;          // false: no callback at all, the engine as it comes
+    uint32_t n_ctx_seq = 256;    // positions per sequence
+    uint32_t n_seqs = 1;
+    uint32_t n_batch = 2048;
+    uint32_t n_ubatch = 512;
+    bool kv_unified = false;     // one KV cache for all sequences, or one each
+    bool flash_attention = true; // its kernels differ by how many rows they get, in more than the last bits
+    int32_t n_threads = 2;
+};
+
+class Engine {
+  public:
+    using Hook = std::function<Then(const Residual &)>;
+
+    Engine(const Model &model, const EngineOptions &options);
+    Engine(const Engine &) = delete;
+    Engine &operator=(const Engine &) = delete;
+
+    void on_residual(Hook hook) { hook_ = std::move(hook); }  // nullptr: off
+    void decode(const std::vector<BatchRow> &batch);
+    void forget();                                            // empties the KV cache
+    const float *logits(size_t batch_row) const;              // of the last decode
+    llama_context *get() const { return context_.get(); }
+
+  private:
+    static bool eval(ggml_tensor *t, bool ask, void *self);
+    bool wants(const ggml_tensor *t);
+    bool observe(ggml_tensor *t);
+
+    struct Free { void operator()(llama_context *c) const { llama_free(c); } };
+    std::string tensor_name_;
+    int32_t d_;
+    RowMap rows_;
+    const std::vector<BatchRow> *batch_ = nullptr;  // during decode
+    Hook hook_;
+    std::exception_ptr failure_;  // exceptions must not cross llama.cpp's C frames
+    std::unique_ptr<llama_context, Free> context_;
+};

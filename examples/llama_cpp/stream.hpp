@@ -1,0 +1,29 @@
+// Text in, residuals out: the stream that training and recording read.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine.hpp"
+#include "text.hpp"
+
+struct Rows {                      // the residuals of some windows, window after window
+    std::vector<Window> windows;
+    std::vector<float> x;          // [windows x window length, d]
+    std::vector<int32_t> keep;     // per row: 0 for attention sinks, a row mask
+};
+
+class ResidualStream {
+  public:
+    ResidualStream(const Model &model, Engine &engine, Corpus &corpus, size_t window, size_t windows_per_batch);
+
+    bool next(Rows &rows);         // false: the text has come to its end
+
+  private:
+    void mark_sinks(Rows &rows) const;
+
+    const Model &model_;
+    Engine &engine_;
+    Corpus &corpus_;
+    size_t window_, windows_per_batch_, d_;
+};
