@@ -1,0 +1,123 @@
+// An SAE inside llama.cpp: trained on the residuals that stream by, saved, loaded, read and steered by, in one process.
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <map>
+#include <stdexcept>
+#include <string>
+
+#include "capture.hpp"
+#include "overhead.hpp"
+#include "record.hpp"
+#include "steer.hpp"
+#include "train.hpp"
+
+namespace {
+
+const char *const usage =
+    "usage: demo demo   --data FOLDER [--tokens 60000] [--layer 14] [--prompt TEXT]\n"
+    "       demo record --data FOLDER [--tokens 200000] [--held-out 20000] [--layer 14] [--out FOLDER/recording]\n"
+    "FOLDER is what get.sh filled: model.gguf and text/.\n";
+
+class Arguments {
+  public:
+    Arguments(int argc, char **argv) {
+        for (int i = 2; i < argc; i += 2) {
+            const std::string name = argv[i];
+            if (name.rfind("--", 0) != 0 || i + 1 == argc) throw std::invalid_argument("cannot read the argument " + name);
+            values_[name.substr(2)] = argv[i + 1];
+        }
+    }
+    std::string text(const std::string &name, const std::string &otherwise) { return take(name, otherwise); }
+    size_t number(const std::string &name, size_t otherwise) {
+        const std::string value = take(name, std::to_string(otherwise));
+        char *end = nullptr;
+        const unsigned long long n = std::strtoull(value.c_str(), &end, 10);
+        if (value.empty() || *end || value[0] == '-') throw std::invalid_argument("--" + name + " must be a number, not " + value);
+        return size_t(n);
+    }
+    void finish() const {
+        if (!values_.empty()) throw std::invalid_argument("unknown option --" + values_.begin()->first);
+    }
+
+  private:
+    std::string take(const std::string &name, const std::string &otherwise) {
+        const auto found = values_.find(name);
+        if (found == values_.end()) return otherwise;
+        const std::string value = found->second;
+        values_.erase(found);
+        return value;
+    }
+    std::map<std::string, std::string> values_;
+};
+
+void heading(const char *text) { std::printf("\n\033[1m== %s\033[0m\n", text), std::fflush(stdout); }
+
+void demo(Arguments &arguments) {
+    const std::string data = arguments.text("data", "build/llama_cpp");
+    const std::string prompt = arguments.text("prompt", "The ship sailed for three weeks before the captain saw land, and the crew thanked God that the war was over.");
+    TrainSettings settings;
+    settings.tokens = arguments.number("tokens", settings.tokens);
+    settings.layer = int32_t(arguments.number("layer", size_t(settings.layer)));
+    arguments.finish();
+
+    const Model model(data + "/model.gguf");
+    const sae::Pool pool = sae::Pool::create(0);
+    const std::string file = data + "/sae.safetensors";
+
+    heading("Training an SAE on the residual stream as the engine reads");
+    std::printf("SmolLM2-135M, after block %d of %d (l_out-%d): d = %d, n = %lld latents, k = %lld, %zu tokens of books and speeches, %zu passes\n", settings.layer,
+                model.n_layers(), settings.layer, model.d(), static_cast<long long>(settings.n_latents), static_cast<long long>(settings.k), settings.tokens,
+                settings.passes);
+    Rows kept;
+    train(model, data + "/text", settings, pool, kept).save(file);
+    const sae::Model sae = sae::Model::load(file);
+    std::printf("Saved to %s and loaded. FVU on documents it never saw: %.3f\n", file.c_str(), held_out_fvu(model, sae, data + "/text", settings, pool, 4096));
+
+    heading("What the features are");
+    const Contexts contexts = find_contexts(sae, pool, kept, settings.window);
+    const Themes themes(model, kept.windows, contexts);
+    show_capture(model, sae, pool, settings.layer, prompt, kept, contexts, themes);
+
+    heading("Steering");
+    show_steering(model, sae, pool, settings.layer, kept.windows, contexts, themes);
+
+    heading("What it costs");
+    show_overhead(model, sae, pool, settings.layer);
+}
+
+void record_residuals(Arguments &arguments) {
+    const std::string data = arguments.text("data", "build/llama_cpp");
+    RecordOptions o;
+    o.text = data + "/text";
+    o.folder = arguments.text("out", data + "/recording");
+    o.layer = int32_t(arguments.number("layer", 14));
+    o.training = arguments.number("tokens", 200000);
+    o.held_out = arguments.number("held-out", 20000);
+    o.window = 128;
+    o.seed = 1;
+    arguments.finish();
+    record(Model(data + "/model.gguf"), o);
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in step with the progress on stderr
+    try {
+        const std::string mode = argc > 1 ? argv[1] : "";
+        if (mode != "demo" && mode != "record") {
+            std::fputs(usage, stderr);
+            return 2;
+        }
+        Arguments arguments(argc, argv);
+        mode == "demo" ? demo(arguments) : record_residuals(arguments);
+        return 0;
+    } catch (const std::invalid_argument &e) {
+        std::fprintf(stderr, "demo: %s\n%s", e.what(), usage);
+        return 2;
+    } catch (const std::exception &e) {
+        std::fprintf(stderr, "demo: %s\n", e.what());
+        return 1;
+    }
+}
