@@ -1,0 +1,279 @@
+// What the example rests on. Rows are mapped whatever the engine does to a batch; features do not depend on it; steering is what
+// llama.cpp's own control vectors do, for the rows it is meant for and for no others; off is off.
+//
+// Engine builds differ in their last bits, and more rows at once take other kernels: what the engine computes twice by
+// different paths is compared with a tolerance, and what it computes by the same path bit for bit.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <sae.hpp>
+
+#include "capture.hpp"
+#include "engine.hpp"
+#include "random_sae.hpp"
+#include "steer.hpp"
+
+namespace {
+
+constexpr int32_t layer = 14, k = 32;
+constexpr int32_t sequences = 6, positions = 40;
+
+int failures = 0;
+
+void expect(bool ok, const std::string &what) {
+    std::printf("  %s %s\n", ok ? "ok  " : "FAIL", what.c_str());
+    failures += !ok;
+}
+
+std::string number(double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.3g", x);
+    return text;
+}
+
+// Six texts, sequence after sequence or position after position.
+std::vector<BatchRow> batch_of(const Model &model, bool interleaved) {
+    static const std::vector<llama_token> text = model.tokenize(
+        "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and nothing particular to interest me on shore, I "
+        "thought I would sail about a little and see the watery part of the world. It is a way I have of driving off the spleen and regulating the circulation. "
+        "Whenever I find myself growing grim about the mouth, whenever it is a damp, drizzly November in my soul, whenever I find myself involuntarily pausing "
+        "before coffin warehouses, and bringing up the rear of every funeral I meet, then I account it high time to get to sea as soon as I can.");
+    std::vector<BatchRow> batch;
+    for (int32_t i = 0; i < sequences * positions; i++) {
+        const int32_t seq = interleaved ? i % sequences : i / positions, pos = interleaved ? i / sequences : i % positions;
+        batch.push_back({pos ? text[size_t(seq * 13 + pos) % text.size()] : model.document_start(), pos, seq});
+    }
+    return batch;
+}
+
+size_t place(const BatchRow &row) { return size_t(row.seq * positions + row.pos); }
+
+using FeatureRow = std::map<int32_t, float>;
+
+struct Captured {
+    std::vector<float> x;                 // [sequence, position, d]
+    std::vector<FeatureRow> features;     // likewise
+    bool reordered = false;               // rows came in another order than the batch's
+};
+
+EngineOptions options(uint32_t n_ubatch, bool unified, bool hooked = true) {
+    EngineOptions o;
+    o.layer = layer;
+    o.hooked = hooked;
+    o.n_ctx_seq = positions + 16;
+    o.n_seqs = sequences;
+    o.n_ubatch = n_ubatch;
+    o.kv_unified = unified;
+    o.flash_attention = false;
+    return o;
+}
+
+Captured capture(const Model &model, sae::Session &session, uint32_t n_ubatch, bool unified, bool interleaved) {
+    Engine engine(model, options(n_ubatch, unified));
+    const auto d = size_t(model.d());
+    Captured c{std::vector<float>(sequences * positions * d), std::vector<FeatureRow>(sequences * positions), false};
+    sae::Features features(512, k);
+    int32_t expected = 0;
+    engine.on_residual([&](const Residual &r) {
+        session.encode({r.data, r.rows, r.d}, features.slice(0, r.rows));
+        for (int64_t i = 0; i < r.rows; i++) {
+            const size_t at = place(r.at(i));
+            c.reordered |= r.batch_row[i] != expected++;
+            std::copy_n(r.row(i), d, c.x.begin() + std::ptrdiff_t(at * d));
+            for (const auto [feature, value] : features.row(i)) c.features[at][feature] = value;
+        }
+        return Then::stop;
+    });
+    engine.decode(batch_of(model, interleaved));
+    return c;
+}
+
+double distance(const float *a, const float *b, size_t d) {
+    double sum = 0;
+    for (size_t i = 0; i < d; i++) sum += (double(a[i]) - b[i]) * (double(a[i]) - b[i]);
+    return std::sqrt(sum);
+}
+
+double norm(const float *a, size_t d) {
+    const std::vector<float> zero(d);
+    return distance(a, zero.data(), d);
+}
+
+// The share of two tokens' feature mass that they have in common.
+double overlap(const FeatureRow &a, const FeatureRow &b) {
+    double common = 0, all = 0;
+    for (const auto &[feature, value] : a) {
+        const auto found = b.find(feature);
+        if (found != b.end()) common += std::min(value, found->second);
+        all += value;
+    }
+    return all > 0 ? common / all : 1;
+}
+
+void rows_are_mapped(const Model &model, sae::Session &session) {
+    std::printf("Capture does not depend on how a batch is ordered and cut\n");
+    const auto d = size_t(model.d());
+    constexpr size_t n = sequences * positions;
+    const Captured reference = capture(model, session, 512, false, false);
+
+    // One cache each: both orders are cut into the same ubatches, so not one bit may differ.
+    for (uint32_t n_ubatch : {512u, 100u, 37u}) {
+        const Captured plain = capture(model, session, n_ubatch, false, false), mixed = capture(model, session, n_ubatch, false, true);
+        bool same_features = true;
+        for (size_t i = 0; i < n; i++) same_features &= plain.features[i] == mixed.features[i];
+        expect(plain.x == mixed.x && same_features, "interleaved sequences give the same bits, n_ubatch " + std::to_string(n_ubatch));
+        if (n_ubatch == 512) expect(mixed.reordered, "(the engine did reorder the interleaved rows)");
+    }
+
+    for (bool unified : {false, true})
+        for (bool interleaved : {false, true})
+            for (uint32_t n_ubatch : {512u, 100u, 7u, 1u}) {
+                const Captured c = capture(model, session, n_ubatch, unified, interleaved);
+                double mean = 0, worst = 0, least_overlap = 1, mean_overlap = 0;
+                size_t strangers = 0;  // rows that are nearer to another token's residual than to their own
+                for (size_t i = 0; i < n; i++) {
+                    const float *own = reference.x.data() + i * d, *got = c.x.data() + i * d;
+                    const double off = distance(got, own, d);
+                    for (size_t j = 0; j < n; j++)
+                        strangers += j % positions && i % positions && j != i && distance(got, reference.x.data() + j * d, d) < off;
+                    worst = std::max(worst, off / norm(own, d));
+                    mean += off / norm(own, d) / double(n);
+                    const double common = overlap(reference.features[i], c.features[i]);
+                    least_overlap = std::min(least_overlap, common);
+                    mean_overlap += common / double(n);
+                }
+                expect(strangers == 0 && mean < 0.05 && mean_overlap > 0.9,
+                       std::string(unified ? "unified cache" : "one cache each") + (interleaved ? ", interleaved" : "") + ", n_ubatch " + std::to_string(n_ubatch) +
+                           ": residuals apart by " + number(mean) + " (most " + number(worst) + "), features " + number(100 * mean_overlap) + "% in common (least " + number(100 * least_overlap) + "%)");
+            }
+}
+
+std::vector<BatchRow> with_logits(std::vector<BatchRow> batch) {
+    for (BatchRow &row : batch) row.wants_logits = row.pos == positions - 1;
+    return batch;
+}
+
+// The logits of each sequence's last token.
+std::vector<std::vector<float>> logits(const Model &model, Engine &engine, bool interleaved = false) {
+    const std::vector<BatchRow> batch = with_logits(batch_of(model, interleaved));
+    engine.forget();
+    engine.decode(batch);
+    std::vector<std::vector<float>> all(sequences);
+    for (size_t i = 0; i < batch.size(); i++)
+        if (batch[i].wants_logits) all[size_t(batch[i].seq)].assign(engine.logits(i), engine.logits(i) + model.n_vocab());
+    return all;
+}
+
+double apart(const std::vector<std::vector<float>> &a, const std::vector<std::vector<float>> &b) {
+    double most = 0;
+    for (size_t s = 0; s < a.size(); s++) most = std::max(most, distance(a[s].data(), b[s].data(), a[s].size()) / norm(b[s].data(), b[s].size()));
+    return most;
+}
+
+void steering_is_a_control_vector(const Model &model, const sae::Model &sae, const sae::Pool &pool) {
+    std::printf("Steering by one decoder row is llama_set_adapter_cvec with that row\n");
+    const auto d = size_t(model.d());
+    const int32_t feature = 77;
+    const float strength = 40;
+    std::vector<float> row(d);
+    sae.read(SAE_WEIGHT_W_DEC, feature, 1, {row.data(), 1, int64_t(d)});
+
+    Engine engine(model, options(512, false));
+    const auto plain = logits(model, engine);
+
+    std::vector<float> vectors(d * size_t(model.n_layers() - 1));  // from layer 1 on
+    for (size_t i = 0; i < d; i++) vectors[d * (layer - 1) + i] = strength * row[i];
+    if (llama_set_adapter_cvec(engine.get(), vectors.data(), vectors.size(), int32_t(d), layer, layer) != 0) throw std::runtime_error("llama_set_adapter_cvec failed");
+    const auto by_engine = logits(model, engine);
+    if (llama_set_adapter_cvec(engine.get(), nullptr, 0, int32_t(d), 0, 0) != 0) throw std::runtime_error("llama_set_adapter_cvec failed");
+
+    BatchSteering steering(sae, pool, 512, 1, false);
+    steering.set(0, {sae::add(feature, strength)});
+    engine.on_residual([&](const Residual &r) {
+        steering(r, std::vector<int32_t>(sequences, 0));
+        return Then::go_on;
+    });
+    const auto by_library = logits(model, engine);
+    const double moved = apart(by_engine, plain), off = apart(by_library, by_engine);
+    expect(moved > 0.02, "the control vector moves the logits by " + number(moved));
+    expect(off < 0.1 * moved, "the library's logits are apart from the control vector's by " + number(off));
+}
+
+void others_are_left_alone(const Model &model, const sae::Model &sae, const sae::Pool &pool) {
+    std::printf("Steering some sequences of a batch leaves the others alone, bit for bit\n");
+    for (bool unified : {false, true}) {
+        for (bool interleaved : {false, true}) {
+            Engine engine(model, options(100, unified));
+            BatchSteering steering(sae, pool, 512, 2, false);
+            steering.set(0, {sae::set(5, 60)});
+            steering.set(1, {sae::add(6, -60), sae::ablate(7)});
+            std::vector<int32_t> slots(sequences, -1);
+            engine.on_residual([&](const Residual &r) {
+                steering(r, slots);
+                return Then::go_on;
+            });
+            const auto off = logits(model, engine, interleaved);
+            slots[1] = 0;
+            slots[4] = 1;
+            const auto on = logits(model, engine, interleaved);
+            bool alone = true, changed = true;
+            for (size_t s = 0; s < size_t(sequences); s++) (slots[s] < 0 ? alone : changed) &= (on[s] == off[s]) == (slots[s] < 0);
+            expect(alone && changed, std::string(unified ? "unified cache" : "one cache each") + (interleaved ? ", interleaved" : ""));
+        }
+    }
+}
+
+void off_is_off(const Model &model) {
+    std::printf("Off is off\n");
+    Engine hooked(model, options(512, false)), bare(model, options(512, false, false));
+    const auto off = logits(model, hooked), none = logits(model, bare);
+    expect(off == none, "the same bits with the hook off as without a callback");
+
+    bool thrown = false;
+    hooked.on_residual([](const Residual &) -> Then { throw std::runtime_error("from the hook"); });
+    try {
+        logits(model, hooked);
+    } catch (const std::runtime_error &e) {
+        thrown = std::strcmp(e.what(), "from the hook") == 0;
+    }
+    expect(thrown, "what a hook throws comes out of decode");
+    hooked.on_residual(nullptr);
+    expect(logits(model, hooked) == none, "and the engine works on");
+
+    bool refused = false;
+    try {
+        EngineOptions last = options(512, false);
+        last.layer = model.n_layers() - 1;
+        Engine engine(model, last);
+    } catch (const std::invalid_argument &) {
+        refused = true;
+    }
+    expect(refused, "the last block, which carries only output rows, is refused");
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    try {
+        if (argc != 2) throw std::invalid_argument("usage: test FOLDER (the one get.sh filled)");
+        const Model model(std::string(argv[1]) + "/model.gguf");
+        const sae::Pool pool = sae::Pool::create(2);
+        const sae::Model sae = random_sae(model.d(), 1024, k);
+        sae::Session session = make_session(sae, pool, 512);
+        rows_are_mapped(model, session);
+        steering_is_a_control_vector(model, sae, pool);
+        others_are_left_alone(model, sae, pool);
+        off_is_off(model);
+        std::printf(failures ? "%d failures\n" : "all well\n", failures);
+        return failures ? 1 : 0;
+    } catch (const std::exception &e) {
+        std::fprintf(stderr, "test: %s\n", e.what());
+        return 1;
+    }
+}
