@@ -34,15 +34,10 @@ impl Vector {
         }
     }
 
-    fn load(self) -> Result<Vec<f32>> {
+    fn load(self, name: &str) -> Result<Vec<f32>> {
         match self {
             Self::Values(values) => Ok(values),
-            Self::Stored(tensor, 1.0) => tensor.values(),
-            Self::Stored(tensor, factor) => {
-                let mut values = tensor.values()?;
-                values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
-                Ok(values)
-            }
+            Self::Stored(tensor, factor) => tensor.scaled_values(name, factor),
         }
     }
 }
@@ -90,12 +85,12 @@ impl Draft {
         let (dtype, map) = (options.dtype, options.map);
         let read = || {
             let weights = Weights {
-                w_enc: w_enc.load(dtype, map)?,
-                b_enc: b_enc.load()?,
-                w_dec: w_dec.load(dtype, map)?,
-                b_dec: b_dec.load()?,
-                threshold: threshold.map(Vector::load).transpose()?,
-                w_skip: w_skip.map(|m| m.load(dtype, map)).transpose()?,
+                w_enc: w_enc.load("W_enc", dtype, map)?,
+                b_enc: b_enc.load("b_enc")?,
+                w_dec: w_dec.load("W_dec", dtype, map)?,
+                b_dec: b_dec.load("b_dec")?,
+                threshold: threshold.map(|v| v.load("threshold")).transpose()?,
+                w_skip: w_skip.map(|m| m.load("W_skip", dtype, map)).transpose()?,
             };
             Sae::new(spec, weights)
         };

@@ -50,7 +50,7 @@ use serde_json::Value;
 
 use super::draft::{Draft, Vector};
 use super::source::Source;
-use super::stored::StoredMatrix;
+use super::stored::{StoredMatrix, misfit};
 use super::{Format, LoadOptions, SaveOptions, atomic};
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::{Architecture, Matrix, Sae, Spec};
@@ -151,7 +151,8 @@ impl Data<'_> {
         TensorInfo { dtype, shape, data_offsets: (start, start + size) }
     }
 
-    fn write(&self, out: &mut dyn Write) -> Result<()> {
+    /// Writes it; `rescales`: activations will be divided by the rows' norms.
+    fn write(&self, name: &str, rescales: bool, out: &mut dyn Write) -> Result<()> {
         match *self {
             Data::Vector(v) => out.write_all(bytemuck::cast_slice(v))?,
             Data::Padding(len) => out.write_all(&vec![0; len])?,
@@ -160,12 +161,30 @@ impl Data<'_> {
                 let rows = (BLOCK / (4 * m.cols())).clamp(1, m.rows());
                 for first in (0..m.rows()).step_by(rows) {
                     let count = rows.min(m.rows() - first);
-                    out.write_all(m.slice_rows(first, count)?.to_dtype(dtype)?.bytes())?;
+                    let strip = m.slice_rows(first, count)?;
+                    let rounded = strip.to_dtype(dtype)?;
+                    check_rounded(name, first, &strip, &rounded, rescales)?;
+                    out.write_all(rounded.bytes())?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Refuses a strip, of the rows from `first` on, that would not load again: rounded, it must still be weights.
+fn check_rounded(name: &str, first: usize, strip: &Matrix, rounded: &Matrix, rescales: bool) -> Result<()> {
+    let dtype = rounded.dtype();
+    if let Some((row, col)) = rounded.first_non_finite() {
+        let value = strip.row_f32(row, &mut vec![0.0; strip.cols()])[col];
+        return Err(misfit(format_args!("{name}[{}, {col}]", first + row), value.into(), dtype));
+    }
+    let norms = if rescales { rounded.row_norms() } else { Vec::new() };
+    if let Some(i) = norms.iter().position(|&norm| norm == 0.0 || !norm.is_finite()) {
+        let (row, norm) = (first + i, norms[i]);
+        return fail!(NotFinite, "{name} row {row} has norm {norm} in {dtype}, by which activations cannot be divided");
+    }
+    Ok(())
 }
 
 pub(super) fn save(sae: &Sae, path: &Path, options: &SaveOptions) -> Result<()> {
@@ -189,7 +208,8 @@ pub(super) fn save(sae: &Sae, path: &Path, options: &SaveOptions) -> Result<()> 
     atomic::write(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, data)| data.write(out))
+        let rescales = |name: &str| name == "W_dec" && sae.spec().rescale_by_decoder_norm;
+        tensors.iter().try_for_each(|(name, data)| data.write(name, rescales(name), out))
     })
 }
 

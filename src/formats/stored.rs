@@ -1,6 +1,8 @@
 //! A tensor as it lies in a file, and how it is brought into memory: whole, in part, transposed, converted, scaled or
 //! mapped, never holding more than the result and one strip.
 
+use std::fmt::Display;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -100,7 +102,7 @@ impl StoredTensor {
         if count == 0 { Some(0) } else { Some(count.max(last.checked_add(1)?)) }
     }
 
-    fn err(&self, status: Status, message: impl std::fmt::Display) -> Error {
+    fn err(&self, status: Status, message: impl Display) -> Error {
         self.file.err(Error::new(status, format!("{}: {message}", self.name)))
     }
 
@@ -137,6 +139,19 @@ impl StoredTensor {
         self
     }
 
+    /// The values of a vector times a factor, in order, as f32; `name` is what a value that f32 cannot hold is called.
+    pub(super) fn scaled_values(&self, name: &str, factor: f64) -> Result<Vec<f32>> {
+        let mut values = self.values()?;
+        if factor != 1.0 {
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            let stored = self.value_at(i * self.strides[0])?;
+            refuse_rounded(format_args!("{name}[{i}]"), stored, factor, DType::F32)?;
+        }
+        Ok(values)
+    }
+
     /// Its values, in order, as f32. For vectors and scalars.
     pub(super) fn values(&self) -> Result<Vec<f32>> {
         let count = self.shape.iter().product();
@@ -155,6 +170,18 @@ impl StoredTensor {
             return Err(self.err(Status::Unsupported, format!("strides {:?} are not read", self.strides)));
         }
         Ok(values)
+    }
+
+    /// One element, as it is stored.
+    fn value_at(&self, element: usize) -> Result<f64> {
+        let mut bytes = AlignedBytes::zeroed(self.dtype.size())?;
+        self.file.read_at(self.byte_at(element), bytes.as_mut_slice())?;
+        if self.dtype == StoredType::F64 {
+            return Ok(bytemuck::cast_slice(bytes.as_slice())[0]);
+        }
+        let mut value = [0.0];
+        self.decode(bytes.as_slice(), &mut value)?;
+        Ok(value[0].into())
     }
 
     fn byte_at(&self, element: usize) -> u64 {
@@ -178,6 +205,23 @@ impl StoredTensor {
         }
         Ok(())
     }
+}
+
+/// Refuses a stored element that is not finite once scaled and rounded, unless it was not finite to begin with.
+fn refuse_rounded(place: impl Display, stored: f64, factor: f64, dtype: DType) -> Result<()> {
+    match stored {
+        _ if !stored.is_finite() => Ok(()),
+        _ if (stored as f32).is_finite() => Err(misfit(place, stored * factor, dtype)),
+        _ => Err(misfit(place, stored, dtype)),
+    }
+}
+
+/// The error for a weight that a type would round to infinity.
+pub(super) fn misfit(place: impl Display, value: f64, dtype: DType) -> Error {
+    // The shortest digits that tell the value apart.
+    let narrow = value as f32;
+    let value = if f64::from(narrow) == value { format!("{narrow:e}") } else { format!("{value:e}") };
+    Error::new(Status::NotFinite, format!("{place} = {value} does not fit {dtype}"))
 }
 
 /// Strides of a row-major tensor; saturating, for shapes that are refused anyway.
@@ -272,8 +316,8 @@ impl StoredMatrix {
         (STRIP / (self.cols() * self.tensor.dtype.size()).max(1)).clamp(1, self.rows().max(1))
     }
 
-    /// Reads or maps it.
-    pub(super) fn load(&self, dtype: Option<DType>, map: bool) -> Result<Matrix> {
+    /// Reads or maps it; `name` is what a value that the type cannot hold is called.
+    pub(super) fn load(&self, name: &str, dtype: Option<DType>, map: bool) -> Result<Matrix> {
         let dtype = self.dtype(dtype);
         let (rows, cols) = (self.rows(), self.cols());
         let len = rows * cols * dtype.size();
@@ -290,7 +334,7 @@ impl StoredMatrix {
         }
         let strip_rows = self.strip_rows();
         let mut strip = AlignedBytes::zeroed(strip_rows * cols * self.tensor.dtype.size())?;
-        Matrix::build(dtype, rows, cols, |row, out| {
+        let matrix = Matrix::build(dtype, rows, cols, |row, out| {
             let within = row % strip_rows;
             let held = strip_rows.min(rows - (row - within));
             if within == 0 {
@@ -301,7 +345,13 @@ impl StoredMatrix {
                 out.iter_mut().for_each(|w| *w = (f64::from(*w) * self.factor) as f32);
             }
             Ok(())
-        })
+        })?;
+        if let Some((row, col)) = matrix.first_non_finite() {
+            let [row_stride, col_stride] = [self.tensor.strides[0], self.tensor.strides[1]];
+            let stored = self.tensor.value_at(row * row_stride + col * col_stride)?;
+            refuse_rounded(format_args!("{name}[{row}, {col}]"), stored, self.factor, dtype)?;
+        }
+        Ok(matrix)
     }
 
     /// Reads `count` rows from `first` on: one after the other if rows lie together, else column after column.

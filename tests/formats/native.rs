@@ -3,11 +3,11 @@
 use std::fs;
 
 use sae::formats::{self, LoadOptions, SaveOptions};
-use sae::sae::{Architecture, Convention, Sae};
+use sae::sae::{Architecture, Convention, Matrix, Sae};
 use sae::tensor::DType;
 use sae::{Error, Status};
 
-use crate::support::{TYPES, assert_same, sae};
+use crate::support::{TYPES, assert_same, sae, vector};
 
 fn kinds() -> Vec<Sae> {
     vec![
@@ -94,6 +94,65 @@ fn types_are_converted_on_save_and_on_load() {
     }
     let error = formats::save(&kinds()[0], &path, &SaveOptions { dtype: Some(DType::I32) }).unwrap_err();
     assert_eq!(error.status(), Status::InvalidArgument);
+}
+
+/// A ReLU SAE of more rows than are converted at a time, with one weight of its own in the last.
+fn with_outlier(outlier: f32) -> Sae {
+    let (spec, mut weights) = sae(Architecture::Relu, 64, 64, 5000).into_parts();
+    let mut values = vector(5000 * 64, 1);
+    values[4999 * 64 + 7] = outlier;
+    weights.w_enc = Matrix::from_f32(&values, 5000, 64).unwrap();
+    Sae::new(spec, weights).unwrap()
+}
+
+#[test]
+fn a_type_too_narrow_for_a_weight_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    for (dtype, outlier, said) in [
+        (DType::F16, 1e6, "W_enc[4999, 7] = 1e6 does not fit f16"),
+        (DType::F16, -65520.0, "W_enc[4999, 7] = -6.552e4 does not fit f16"),
+        (DType::BF16, 3.4e38, "W_enc[4999, 7] = 3.4e38 does not fit bf16"),
+    ] {
+        formats::save(&with_outlier(outlier), &path, &SaveOptions::default()).unwrap();
+        let good = fs::read(&path).unwrap();
+        let error = formats::save(&with_outlier(outlier), &path, &SaveOptions { dtype: Some(dtype) }).unwrap_err();
+        assert_eq!(error.status(), Status::NotFinite, "{error}");
+        assert!(error.message().contains(said) && error.message().contains("unchanged"), "{error}");
+        assert!(fs::read(&path).unwrap() == good);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+        let narrow = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+        let error = formats::load(&path, &narrow).err().unwrap();
+        assert_eq!(error.status(), Status::NotFinite, "{error}");
+        assert!(error.message().contains(said), "{error}");
+    }
+    let fits = with_outlier(65519.0);
+    formats::save(&fits, &path, &SaveOptions { dtype: Some(DType::F16) }).unwrap();
+    assert_same(&formats::load(&path, &LoadOptions::default()).unwrap().sae, &fits.to_dtype(DType::F16).unwrap());
+}
+
+#[test]
+fn a_decoder_row_that_vanishes_by_rounding_is_refused_where_its_norm_divides() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    let with_faint_row = |rescale: bool| {
+        let (mut spec, mut weights) = sae(Architecture::Relu, 64, 64, 5000).into_parts();
+        spec.rescale_by_decoder_norm = rescale;
+        let mut values = vector(5000 * 64, 3);
+        values[4990 * 64..4991 * 64].fill(1e-9);
+        weights.w_dec = Matrix::from_f32(&values, 5000, 64).unwrap();
+        Sae::new(spec, weights).unwrap()
+    };
+    formats::save(&with_faint_row(true), &path, &SaveOptions::default()).unwrap();
+    let good = fs::read(&path).unwrap();
+    let narrow = SaveOptions { dtype: Some(DType::F16) };
+    let error = formats::save(&with_faint_row(true), &path, &narrow).unwrap_err();
+    assert_eq!(error.status(), Status::NotFinite, "{error}");
+    assert!(error.message().contains("W_dec row 4990") && error.message().contains("f16"), "{error}");
+    assert!(fs::read(&path).unwrap() == good);
+    // Where nothing is divided by it, it is a row of zeros like any other.
+    formats::save(&with_faint_row(false), &path, &narrow).unwrap();
+    formats::load(&path, &LoadOptions::default()).unwrap();
 }
 
 #[test]
