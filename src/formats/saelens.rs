@@ -20,15 +20,20 @@ const FINETUNING: [&str; 2] = ["scaling_factor", "finetuning_scaling_factor"];
 /// More leading positions than any training left out.
 const MAX_EXCLUDED: u64 = 4096;
 
+/// The files of a directory: what each is, its usual name, and what tells it from others.
+const CONFIGURATION: Part = Part { what: "configuration", usual: "cfg.json", holds: "JSON with d_in and d_sae" };
+const WEIGHTS: Part =
+    Part { what: "weights", usual: "sae_weights.safetensors", holds: "safetensors with W_enc and W_dec" };
+const SCALER: Part =
+    Part { what: "activation scaler", usual: "activation_scaler.json", holds: "JSON with scaling_factor" };
+
 fn recognise(source: &Source) -> bool {
     configs(source).next().is_some() && weights(source).next().is_some()
 }
 
 fn read(source: &Source, options: &LoadOptions) -> Result<Draft> {
-    let config = only("configuration", configs(source), |(_, name)| name, "cfg.json");
-    let config = config.map_err(|e| source.first_fault().err().unwrap_or(e))?.0;
-    let weights = only("weights", weights(source), |file| file.file().name(), "sae_weights.safetensors");
-    let weights = weights.map_err(|e| source.first_fault().err().unwrap_or(e))?;
+    let config = CONFIGURATION.needed(source, configs(source))?;
+    let weights = WEIGHTS.needed(source, weights(source))?;
 
     let mut notes = Vec::new();
     let flags = Flags::read(&config, &mut notes)?;
@@ -72,27 +77,57 @@ fn read(source: &Source, options: &LoadOptions) -> Result<Draft> {
     })
 }
 
-/// The JSON files that describe an SAE, with their names.
-fn configs(source: &Source) -> impl Iterator<Item = (Config<'_>, &str)> {
-    let described = source.json().map(|(file, map)| (Config::new(file, map), file.name()));
-    described.filter(|(config, _)| config.has("d_in") && config.has("d_sae"))
+/// The JSON files, with their names.
+fn json(source: &Source) -> impl Iterator<Item = (&str, Config<'_>)> {
+    source.json().map(|(file, map)| (file.name(), Config::new(file, map)))
+}
+
+/// The JSON files that describe an SAE.
+fn configs(source: &Source) -> impl Iterator<Item = (&str, Config<'_>)> {
+    json(source).filter(|(_, config)| config.has("d_in") && config.has("d_sae"))
 }
 
 /// The safetensors files that hold one.
-fn weights(source: &Source) -> impl Iterator<Item = &Safetensors> {
-    source.safetensors().filter(|file| file.has("W_enc") || file.has("W_dec"))
+fn weights(source: &Source) -> impl Iterator<Item = (&str, &Safetensors)> {
+    let named = source.safetensors().map(|file| (file.file().name(), file));
+    named.filter(|(_, file)| file.has("W_enc") || file.has("W_dec"))
 }
 
-/// The only one of its kind, or of several the one with the usual name.
-fn only<T>(what: &str, all: impl Iterator<Item = T>, name: impl Fn(&T) -> &str, usual: &str) -> Result<T> {
-    let mut all: Vec<T> = all.collect();
-    if let Some(at) = all.iter().position(|one| name(one) == usual) {
-        return Ok(all.swap_remove(at));
+/// One of the files that make up a directory.
+struct Part {
+    what: &'static str,
+    usual: &'static str,
+    holds: &'static str,
+}
+
+impl Part {
+    /// The file of the usual name; where there is none, the only one of the kind, if there is one. A file of the usual
+    /// name that is broken or something else is an error: another must not quietly take its place.
+    fn find<'a, T>(&self, source: &Source, all: impl Iterator<Item = (&'a str, T)>) -> Result<Option<T>> {
+        let Self { what, usual, holds } = self;
+        let mut all: Vec<(&str, T)> = all.collect();
+        if let Some(at) = all.iter().position(|(name, _)| name == usual) {
+            return Ok(Some(all.swap_remove(at).1));
+        }
+        if source.has(usual)? {
+            return fail!(Format, "{usual}: not a SAELens {what}, which is {holds}");
+        }
+        match all.len() {
+            0 | 1 => Ok(all.pop().map(|(_, one)| one)),
+            _ => {
+                let (a, b) = (all[0].0, all[1].0);
+                fail!(Format, "several SAELens {what} files ({a}, {b}), none called {usual}")
+            }
+        }
     }
-    match all.len() {
-        1 => Ok(all.swap_remove(0)),
-        0 => fail!(Format, "no SAELens {what} found (usually {usual})"),
-        _ => fail!(Format, "several SAELens {what} files ({}, {}), none called {usual}", name(&all[0]), name(&all[1])),
+
+    /// The same, which must be there.
+    fn needed<'a, T>(&self, source: &Source, all: impl Iterator<Item = (&'a str, T)>) -> Result<T> {
+        if let Some(one) = self.find(source, all)? {
+            return Ok(one);
+        }
+        source.first_fault()?;
+        fail!(Format, "no SAELens {} found (usually {})", self.what, self.usual)
     }
 }
 
@@ -220,8 +255,7 @@ fn activation_scale(source: &Source, options: &LoadOptions, config: &Config<'_>)
     if let Some(scale) = options.activation_scale {
         return Ok(scale);
     }
-    let mut beside = source.json().map(|(file, map)| Config::new(file, map)).filter(|c| c.has("scaling_factor"));
-    match beside.next() {
+    match SCALER.find(source, json(source).filter(|(_, scaler)| scaler.has("scaling_factor")))? {
         Some(scaler) => {
             let factor = scaler.need("scaling_factor", scaler.number("scaling_factor")?)? as f32;
             if !(factor.is_finite() && factor > 0.0) {

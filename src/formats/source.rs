@@ -17,6 +17,9 @@ const MAX_FILES: usize = 256;
 /// More bytes than any configuration has.
 const MAX_JSON: u64 = 16 << 20;
 
+/// Files that tell what another in their directory means.
+const BESIDE: [&str; 2] = ["cfg.json", "activation_scaler.json"];
+
 /// What a file holds, told by its bytes.
 pub(super) enum Content {
     Safetensors(Safetensors),
@@ -58,27 +61,39 @@ fn json(file: &File) -> Result<Map<String, Value>> {
         .map_err(|e| Error::new(Status::Format, format!("broken JSON: {e}")))
 }
 
-/// A file and what it holds, found out when first asked.
+/// A file and what it holds, found out when first asked. One that cannot be opened is a fault like any other: it matters
+/// only if the file does.
 struct Entry {
-    file: File,
+    name: String,
+    file: Result<File>,
     content: OnceCell<Result<Content>>,
 }
 
 impl Entry {
-    fn new(file: File) -> Self {
-        Self { file, content: OnceCell::new() }
+    fn new(name: &str, file: Result<File>) -> Self {
+        Self { name: name.to_owned(), file, content: OnceCell::new() }
+    }
+
+    fn open(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::new(&name, File::open(path, name.clone()))
     }
 
     fn content(&self) -> &Result<Content> {
-        self.content.get_or_init(|| content_of(&self.file))
+        self.content.get_or_init(|| self.file.as_ref().map_err(Error::clone).and_then(content_of))
+    }
+
+    /// The file and its content, if both are sound.
+    fn sound(&self) -> Option<(&File, &Content)> {
+        Some((self.file.as_ref().ok()?, self.content().as_ref().ok()?))
     }
 }
 
 /// The files among which an SAE is looked for.
 pub(super) struct Source {
     entries: Vec<Entry>,
-    /// The directory's `cfg.json`, if the path named a file beside it.
-    beside: Option<Entry>,
+    /// Files beside the one that the path named, of the names in [`BESIDE`].
+    beside: Vec<Entry>,
 }
 
 impl Source {
@@ -86,10 +101,10 @@ impl Source {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let kind = fs::metadata(path)?;
         if kind.is_file() {
-            let beside = path.parent().map(|parent| parent.join("cfg.json")).filter(|beside| beside.is_file());
-            let beside = beside.map(|beside| File::open(&beside, "cfg.json".to_owned())).transpose()?;
             let file = File::open(path, String::new())?;
-            return Ok(Self { entries: vec![Entry::new(file)], beside: beside.map(Entry::new) });
+            let beside = BESIDE.map(|name| path.with_file_name(name)).into_iter().filter(|path| path.is_file());
+            let beside = beside.map(|path| Entry::open(&path)).collect();
+            return Ok(Self { entries: vec![Entry::new("", Ok(file))], beside });
         }
         if !kind.is_dir() {
             return fail!(Io, "neither a file nor a directory");
@@ -105,11 +120,7 @@ impl Source {
             }
         }
         paths.sort();
-        let open = |path: &std::path::PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            File::open(path, name).map(Entry::new)
-        };
-        Ok(Self { entries: paths.iter().map(open).collect::<Result<_>>()?, beside: None })
+        Ok(Self { entries: paths.iter().map(|path| Entry::open(path)).collect(), beside: Vec::new() })
     }
 
     /// Files in memory.
@@ -117,13 +128,13 @@ impl Source {
         if files.len() > MAX_FILES {
             return fail!(InvalidArgument, "{} files; the most that is read is {MAX_FILES}", files.len());
         }
-        let entries = files.iter().map(|(name, bytes)| Entry::new(File::in_memory(name, bytes))).collect();
-        Ok(Self { entries, beside: None })
+        let entries = files.iter().map(|(name, bytes)| Entry::new(name, Ok(File::in_memory(name, bytes)))).collect();
+        Ok(Self { entries, beside: Vec::new() })
     }
 
     /// The sound files and what they hold.
     fn contents(&self) -> impl Iterator<Item = (&File, &Content)> {
-        self.entries.iter().filter_map(|entry| Some((&entry.file, entry.content().as_ref().ok()?)))
+        self.entries.iter().filter_map(Entry::sound)
     }
 
     /// The safetensors files among them.
@@ -142,13 +153,21 @@ impl Source {
         })
     }
 
-    /// The JSON files among them, and the `cfg.json` beside a single file.
+    /// The JSON files among them and beside a single file.
     pub(super) fn json(&self) -> impl Iterator<Item = (&File, &Map<String, Value>)> {
-        let beside = self.beside.iter().filter_map(|entry| Some((&entry.file, entry.content().as_ref().ok()?)));
+        let beside = self.beside.iter().filter_map(Entry::sound);
         self.contents().chain(beside).filter_map(|(file, content)| match content {
             Content::Json(map) => Some((file, map)),
             _ => None,
         })
+    }
+
+    /// Whether there is a file of that name; its fault if it is broken.
+    pub(super) fn has(&self, name: &str) -> Result<bool> {
+        match self.entries.iter().chain(&self.beside).find(|entry| entry.name == name) {
+            Some(entry) => entry.content().as_ref().map(|_| true).map_err(Error::clone),
+            None => Ok(false),
+        }
     }
 
     /// The fault of the first broken file, if one is broken.
@@ -184,5 +203,22 @@ fn some_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
         0 => "nothing".to_owned(),
         9 => format!("{}, …", names[..8].join(", ")),
         _ => names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_opened_matters_only_if_it_is_needed() {
+        let weights = Entry::new("", Ok(File::in_memory("", b"\x02\0\0\0\0\0\0\0{}")));
+        let source = Source { entries: vec![weights], beside: vec![Entry::open(Path::new("/no such place/cfg.json"))] };
+        assert_eq!((source.safetensors().count(), source.json().count()), (1, 0));
+        assert!(!source.has("activation_scaler.json").unwrap());
+        for fault in [source.has("cfg.json").unwrap_err(), source.first_fault().unwrap_err()] {
+            assert_eq!(fault.status(), Status::Io);
+            assert!(fault.message().starts_with("cfg.json: "), "{fault}");
+        }
     }
 }

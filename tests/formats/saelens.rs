@@ -130,6 +130,38 @@ fn what_is_not_understood_is_refused_by_name() {
 }
 
 #[test]
+fn numbers_that_their_type_cannot_hold_are_not_called_infinite() {
+    let widened = |d: &mut Directory, name: &str, at: usize, value: f64| {
+        let (_, dtype, _, bytes) = d.tensor(name);
+        let mut values: Vec<f64> = bytes.as_chunks().0.iter().map(|&b| f64::from(f32::from_le_bytes(b))).collect();
+        values[at] = value;
+        (*dtype, *bytes) = (Dtype::F64, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    };
+    let v6 = "v6_topk_none_apply";
+    let options = LoadOptions { dtype: Some(DType::F16), ..LoadOptions::default() };
+    // The file's W_enc[23, 95] is latent 95's.
+    for (name, at, value, options, said) in [
+        ("W_enc", 24 * 96 - 1, 1e300, LoadOptions::default(), "W_enc[95, 23] = 1e300 does not fit f32"),
+        ("W_enc", 24 * 96 - 1, -7e4, options.clone(), "W_enc[95, 23] = -7e4 does not fit f16"),
+        ("W_enc", 24 * 96 - 1, f64::INFINITY, options, "W_enc[95, 23] is not a finite number"),
+        ("b_dec", 4, 1e39, LoadOptions::default(), "b_dec[4] = 1e39 does not fit f32"),
+        ("b_dec", 4, f64::NAN, LoadOptions::default(), "b_dec[4] is NaN"),
+    ] {
+        let mut directory = Directory::of(v6);
+        widened(&mut directory, name, at, value);
+        let error = directory.load(&options).err().unwrap();
+        assert_eq!(error.status(), Status::NotFinite, "{error}");
+        assert!(error.message().contains(said), "{error}");
+    }
+    // So is what the factor makes too large.
+    let mut directory = Directory::of("v6_topk_expected_average_apply");
+    widened(&mut directory, "b_dec", 4, 1e38);
+    let scaled = LoadOptions { activation_scale: Some(1e-3), ..LoadOptions::default() };
+    let error = directory.load(&scaled).err().unwrap();
+    assert!(error.message().contains("b_dec[4]") && error.message().contains("does not fit f32"), "{error}");
+}
+
+#[test]
 fn a_training_checkpoint_brings_its_own_scale() {
     let case = "v6_topk_expected_average_apply";
     let mut directory = Directory::of(case);
@@ -171,6 +203,66 @@ fn the_weights_file_alone_finds_its_configuration() {
     fs::remove_file(other.path().join("about.txt")).unwrap();
     let error = formats::load(other.path(), &LoadOptions::default()).err().unwrap();
     assert!(error.status() == Status::Format && error.message().contains("W_enc"), "{error}");
+}
+
+#[test]
+fn a_faulty_file_of_the_usual_name_is_not_replaced_by_another() {
+    let load = |files: &[(&str, &[u8])], names: &[&str]| {
+        let error = formats::load_bytes(files, &LoadOptions::default()).err().unwrap();
+        assert_eq!(error.status(), Status::Format, "{error}");
+        for name in names {
+            assert!(error.message().contains(name), "{error} does not say {name}");
+        }
+    };
+    let dir = golden("saelens").join("v5_topk");
+    let (config, weights) =
+        (fs::read(dir.join("cfg.json")).unwrap(), fs::read(dir.join("sae_weights.safetensors")).unwrap());
+    let mut run: Value = serde_json::from_slice(&config).unwrap();
+    run["activation_fn_str"] = json!("relu");
+    let run = run.to_string();
+    let sound = [("runner_cfg.json", run.as_bytes()), ("sae_weights.safetensors", &weights[..])];
+    formats::load_bytes(&sound, &LoadOptions::default()).unwrap();
+    for (broken, names) in [
+        (&config[..config.len() / 2], &["cfg.json: broken JSON"][..]),
+        (b"", &["cfg.json", "d_in"]),
+        (b"{}", &["cfg.json", "d_in"]),
+        (b"[]", &["cfg.json", "d_in"]),
+    ] {
+        load(&[("cfg.json", broken), sound[0], sound[1]], names);
+    }
+    let sound = [("cfg.json", &config[..]), ("older.safetensors", &weights[..])];
+    formats::load_bytes(&sound, &LoadOptions::default()).unwrap();
+    for (broken, names) in [
+        (&weights[..weights.len() - 1], &["sae_weights.safetensors: the safetensors header"][..]),
+        (b"", &["sae_weights.safetensors", "W_enc"]),
+    ] {
+        load(&[("sae_weights.safetensors", broken), sound[0], sound[1]], names);
+    }
+}
+
+#[test]
+fn the_weights_file_alone_finds_the_scale_of_training() {
+    let case = golden("saelens").join("v6_topk_expected_average_apply");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["cfg.json", "sae_weights.safetensors"] {
+        fs::copy(case.join(name), dir.path().join(name)).unwrap();
+    }
+    let scaler = dir.path().join("activation_scaler.json");
+    fs::write(&scaler, r#"{"scaling_factor": 0.25}"#).unwrap();
+    let weights = dir.path().join("sae_weights.safetensors");
+    let whole = formats::load(dir.path(), &LoadOptions::default()).unwrap().sae;
+    assert_same(&formats::load(&weights, &LoadOptions::default()).unwrap().sae, &whole);
+    for broken in ["", "{\"scaling_factor\": 0.25", "{}"] {
+        fs::write(&scaler, broken).unwrap();
+        for path in [weights.as_path(), dir.path()] {
+            let error = formats::load(path, &LoadOptions::default()).err().unwrap();
+            assert_eq!(error.status(), Status::Format, "{error}");
+            assert!(error.message().contains("activation_scaler.json"), "{error}");
+        }
+        // The caller's word is enough.
+        let given = LoadOptions { activation_scale: Some(0.25), ..LoadOptions::default() };
+        assert_same(&formats::load(&weights, &given).unwrap().sae, &whole);
+    }
 }
 
 #[test]
