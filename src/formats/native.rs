@@ -5,7 +5,7 @@
 //! ```json
 //! {"version": 1, "spec": {
 //!   "architecture": {"name": "top_k", "k": 32},
-//!   "d_in": 768, "d_out": 768, "n_latents": 32768, "first_latent": 0,
+//!   "d_in": 768, "d_out": 768, "n_latents": 32768, "first_latent": 0, "shard_of": 0,
 //!   "normalization": "layer_norm", "denormalize_output": true,
 //!   "subtract_b_dec": true, "rescale_by_decoder_norm": false,
 //!   "convention": {"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_post",

@@ -174,7 +174,8 @@ fn a_part_of_the_latents_is_a_shard() {
         // A shard of a saved shard counts from the first latent of all.
         formats::save(&kind.shard(n / 2, n - n / 2).unwrap(), &path, &SaveOptions::default()).unwrap();
         let last = LoadOptions { latents: Some((n - n / 2 - 1, 1)), ..LoadOptions::default() };
-        assert_eq!(formats::load(&path, &last).unwrap().sae.spec().first_latent, n - 1);
+        let last = formats::load(&path, &last).unwrap().sae;
+        assert_eq!((last.spec().first_latent, last.spec().shard_of), (n - 1, n));
         for wrong in [(0, 0), (n, 1), (1, n), (usize::MAX, 2)] {
             let options = LoadOptions { latents: Some(wrong), ..LoadOptions::default() };
             assert_eq!(formats::load(&path, &options).err().unwrap().status(), Status::InvalidArgument);
