@@ -2,26 +2,39 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+#[cfg(unix)]
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result, fail};
 
-/// Writes beside the target, makes sure the bytes are on the disk, then takes the target's name. On failure the temporary
-/// file is removed and whatever was at the target is untouched.
+/// More links in a row than a path may have, as in Linux.
+const MAX_LINKS: usize = 40;
+
+/// Writes beside the target, makes sure the bytes are on the disk, then takes the target's name and mode. On failure the
+/// temporary file is removed and whatever was at the target is untouched.
 pub(super) fn write(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    // A link is followed, so that its target is replaced and not the link.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    if path.is_dir() {
-        return Err(Error::new(Status::Io, "is a directory; give the name of a file in it"));
+    let path = followed(path)?;
+    let old = fs::metadata(&path).ok();
+    match &old {
+        Some(old) if old.is_dir() => return fail!(Io, "is a directory; give the name of a file in it"),
+        Some(old) if !old.is_file() => {
+            return fail!(Io, "is not a file (but a device, pipe or socket) and is not replaced");
+        }
+        _ => {}
     }
-    let had = path.exists();
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".").suffix(".partial");
+        // What the old file kept from others is at no moment theirs to read.
         #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        builder.permissions(old.as_ref().map_or_else(|| PermissionsExt::from_mode(0o666), fs::Metadata::permissions));
         let mut file = builder.tempfile_in(parent)?;
+        #[cfg(unix)]
+        if let Some(old) = &old {
+            file.as_file().set_permissions(old.permissions())?;
+        }
         body(file.as_file_mut())?;
         file.as_file().sync_all()?;
         file.persist(&path).map_err(|e| e.error)?;
@@ -31,14 +44,27 @@ pub(super) fn write(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>
         Ok(())
     };
     write().map_err(|e: Error| {
-        let old = if had { "; the file that was there is unchanged" } else { "" };
+        let old = if old.is_some() { "; the file that was there is unchanged" } else { "" };
         Error::new(e.status(), format!("not saved: {}{old}", e.message()))
     })
+}
+
+/// Where the links that the path may be lead, be anything there or not: a link's target is replaced, not the link.
+fn followed(path: &Path) -> Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    fail!(Io, "more than {MAX_LINKS} symbolic links in a row")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Status;
 
     #[cfg(target_os = "linux")]
     #[test]
@@ -58,5 +84,58 @@ mod tests {
         let nowhere = dir.path().join("no such directory").join("model");
         assert_eq!(write(&nowhere, |_| Ok(())).unwrap_err().status(), Status::Io);
         assert_eq!(write(dir.path(), |_| Ok(())).unwrap_err().status(), Status::Io);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_old_files_mode_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model");
+        for mode in [0o600, 0o400, 0o666, 0o750] {
+            fs::write(&path, b"old").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let mode_of = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+            write(&path, |out| {
+                // Not even while it is written may others read what they could not read before.
+                let partial = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).find(|p| *p != path);
+                assert_eq!(mode_of(&partial.unwrap()) & !mode, 0);
+                Ok(out.write_all(b"new")?)
+            })
+            .unwrap();
+            assert_eq!((mode_of(&path), fs::read(&path).unwrap()), (mode, b"new".to_vec()));
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_even_to_where_nothing_is_yet() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("below")).unwrap();
+        symlink("below/link", at("first")).unwrap();
+        symlink("../target", at("below/link")).unwrap();
+        for text in [&b"one"[..], b"two"] {
+            write(&at("first"), |out| Ok(out.write_all(text)?)).unwrap();
+            assert!(at("first").is_symlink() && at("below/link").is_symlink() && !at("target").is_symlink());
+            assert_eq!(fs::read(at("target")).unwrap(), text);
+        }
+        symlink("round", at("round")).unwrap();
+        let error = write(&at("round"), |out| Ok(out.write_all(b"new")?)).unwrap_err();
+        assert!(error.status() == Status::Io && error.message().contains("links"), "{error}");
+        assert!(at("round").is_symlink());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_not_a_file_is_not_replaced() {
+        use std::os::unix::fs::FileTypeExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = write(&path, |out| Ok(out.write_all(b"new")?)).unwrap_err();
+        assert!(error.status() == Status::Io && error.message().contains("not a file"), "{error}");
+        assert!(fs::metadata(&path).unwrap().file_type().is_socket());
     }
 }
