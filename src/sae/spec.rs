@@ -7,7 +7,7 @@ use crate::error::{Result, fail};
 
 /// How pre-activations become sparse activations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "name", rename_all = "snake_case", from = "Fields")]
 pub enum Architecture {
     /// The `k` largest pre-activations, then ReLU (Gao et al. 2024, section 2.3).
     TopK {
@@ -18,6 +18,25 @@ pub enum Architecture {
     Relu,
     /// `h` where `h > threshold[i]` and `h > 0`, both strict (Rajamanoharan et al. 2024).
     JumpRelu,
+}
+
+/// An [`Architecture`] as it is read. Serde lets variants without fields have any; empty ones refuse them.
+#[derive(Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+enum Fields {
+    TopK { k: usize },
+    Relu {},
+    JumpRelu {},
+}
+
+impl From<Fields> for Architecture {
+    fn from(fields: Fields) -> Self {
+        match fields {
+            Fields::TopK { k } => Self::TopK { k },
+            Fields::Relu {} => Self::Relu,
+            Fields::JumpRelu {} => Self::JumpRelu,
+        }
+    }
 }
 
 impl Architecture {
