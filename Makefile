@@ -30,13 +30,8 @@ test:
 	if [ -f examples/llama_cpp/Makefile ]; then $(MAKE) -C examples/llama_cpp test; fi
 
 # Encode, decode and a training step against torch, in the same run.
-bench: lib $(BUILD)/bench/ready
-	$(BUILD)/bench/bin/python benches/peers/run.py --library $(BUILD)/lib/libsae.so
-
-$(BUILD)/bench/ready: benches/peers/requirements.txt
-	python3 -m venv $(BUILD)/bench
-	$(BUILD)/bench/bin/pip install --quiet -r $<
-	touch $@
+bench:
+	$(MAKE) -C benches
 
 # Makes include/sae.h anew from src/capi.
 header:
