@@ -59,8 +59,9 @@ fn read(source: &Source, options: &LoadOptions) -> Result<Draft> {
     let vector = |name: &str, len: usize| weights.get(name)?.expect(&[len]);
     let threshold = match architecture {
         Architecture::JumpRelu if weights.has("log_threshold") => {
-            let logs = vector("log_threshold", n)?.values()?;
-            Some(Vector::Values(logs.iter().map(|&log| f64::from(log).exp() as f32).collect()))
+            let mut values = vector("log_threshold", n)?.values()?;
+            values.iter_mut().for_each(|v| *v = f64::from(*v).exp() as f32);
+            Some(Vector::Values(values))
         }
         Architecture::JumpRelu => Some(Vector::stored(vector("threshold", n)?)),
         _ => None,

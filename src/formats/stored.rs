@@ -11,6 +11,9 @@ use crate::error::{Error, Result, Status, fail};
 use crate::sae::Matrix;
 use crate::tensor::{AlignedBytes, DType};
 
+#[cfg(target_endian = "big")]
+compile_error!("files hold little-endian numbers, which are read, mapped and written here as the machine's own");
+
 /// Bytes that are read at a time where a matrix cannot be read in one piece.
 const STRIP: usize = 8 << 20;
 
@@ -154,8 +157,12 @@ impl StoredTensor {
 
     /// Its values, in order, as f32. For vectors and scalars.
     pub(super) fn values(&self) -> Result<Vec<f32>> {
+        // No more than the file has bytes, which may still be more than there is memory.
         let count = self.shape.iter().product();
-        let mut values = vec![0.0; count];
+        let mut values = Vec::new();
+        let reserved = values.try_reserve_exact(count);
+        reserved.map_err(|_| self.err(Status::OutOfMemory, format!("{count} values could not be allocated")))?;
+        values.resize(count, 0.0);
         if self.strides == row_major(&self.shape) {
             let mut bytes = AlignedBytes::zeroed(count * self.dtype.size())?;
             self.file.read_at(self.start, bytes.as_mut_slice())?;

@@ -1,7 +1,8 @@
 //! What only shows on larger files: strips, memory, and a disk that is full.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use sae::Status;
 use sae::formats::{self, LoadOptions, SaveOptions};
@@ -89,6 +90,14 @@ fn memory_is_what_was_announced() {
     }
 }
 
+/// Runs a test again in a shell that first does something, with a variable set.
+#[cfg(unix)]
+fn again(test: &str, first: &str, variable: &str, value: &Path) -> Output {
+    let script = format!("{first}; exec \"$0\" --exact {test} --nocapture");
+    let program = std::env::current_exe().unwrap();
+    Command::new("bash").args(["-c", &script]).arg(program).env(variable, value).output().unwrap()
+}
+
 /// Runs itself again, in a shell that lets no file grow beyond 64 KiB, and there tries to save.
 #[cfg(unix)]
 #[test]
@@ -107,20 +116,45 @@ fn a_full_disk_leaves_the_old_file_whole() {
     let path = dir.path().join("model");
     formats::save(&sae(Architecture::Relu, 4, 4, 8), &path, &SaveOptions::default()).unwrap();
     let old = fs::read(&path).unwrap();
-    let test = std::env::current_exe().unwrap();
-    let output = Command::new("bash")
-        .args([
-            "-c",
-            "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact large::a_full_disk_leaves_the_old_file_whole --nocapture",
-        ])
-        .arg(test)
-        .env(variable, &path)
-        .output()
-        .unwrap();
+    let output = again("large::a_full_disk_leaves_the_old_file_whole", "trap '' XFSZ; ulimit -f 64", variable, &path);
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("refused as it should be"), "{said}");
     assert!(fs::read(&path).unwrap() == old);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
     formats::save(&large(), &path, &SaveOptions::default()).unwrap();
     formats::load(&path, &LoadOptions::default()).unwrap();
+}
+
+/// Runs itself again with 2 GB of address space, and there loads files of 16 GB, which have hardly a byte on the disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn vectors_larger_than_memory_are_an_error() {
+    let variable = "SAE_TEST_LOAD_FROM";
+    if let Some(path) = std::env::var_os(variable) {
+        let error = formats::load(path, &LoadOptions::default()).err().unwrap();
+        assert_eq!(error.status(), Status::OutOfMemory, "{error}");
+        println!("refused as it should be");
+        return;
+    }
+    const N: u64 = 1 << 30;
+    let mut end = 0;
+    let tensors = [("W_enc", vec![1, N]), ("W_dec", vec![N, 1]), ("b_enc", vec![N]), ("b_dec", vec![1])];
+    let fixed: Vec<String> = tensors
+        .iter()
+        .chain([&("scaling_factor", vec![N])])
+        .map(|(name, shape)| {
+            let start = end;
+            end += 4 * shape.iter().product::<u64>();
+            format!(r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{start},{end}]}}"#)
+        })
+        .collect();
+    let header = format!("{{{}}}", fixed.join(","));
+    let dir = tempfile::tempdir().unwrap();
+    let weights = dir.path().join("sae_weights.safetensors");
+    fs::write(&weights, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    fs::File::options().write(true).open(&weights).unwrap().set_len(8 + header.len() as u64 + end).unwrap();
+    fs::write(dir.path().join("cfg.json"), format!(r#"{{"d_in": 1, "d_sae": {N}}}"#)).unwrap();
+    let output = again("large::vectors_larger_than_memory_are_an_error", "ulimit -v 2000000", variable, dir.path());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("refused as it should be"), "{said}");
 }
