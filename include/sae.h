@@ -239,29 +239,6 @@ void sae_pool_free(sae_pool *pool);
 
 // ---- Models: immutable weights ---------------------------------------------------------------------------------------
 
-/// Keeps the `k` largest pre-activations that are positive.
-#define SAE_ARCHITECTURE_TOP_K 1
-/// Keeps every positive pre-activation.
-#define SAE_ARCHITECTURE_RELU 2
-/// Keeps a pre-activation that is positive and above its latent's threshold.
-#define SAE_ARCHITECTURE_JUMP_RELU 3
-
-/// Inputs are taken as they are.
-#define SAE_NORMALIZATION_NONE 0
-/// Each token is brought to mean 0 and standard deviation 1, which decoding undoes.
-#define SAE_NORMALIZATION_LAYER_NORM 1
-/// Each token is scaled to norm sqrt(d), which decoding undoes.
-#define SAE_NORMALIZATION_CONSTANT_NORM 2
-
-/// b_dec is not subtracted from the input before encoding.
-#define SAE_MODEL_KEEPS_B_DEC 1
-/// Decoding does not undo the normalization of the input.
-#define SAE_MODEL_STAYS_NORMALIZED 2
-/// Pre-activations are multiplied by the norms of their decoder rows, activations divided by them before decoding.
-#define SAE_MODEL_RESCALES 4
-/// There is a skip path, W_skip, from the raw input to the output.
-#define SAE_MODEL_HAS_SKIP 8
-
 /// What a file does not say.
 #define SAE_UNKNOWN 0
 
@@ -270,28 +247,6 @@ void sae_pool_free(sae_pool *pool);
 
 /// It is not so.
 #define SAE_NO -1
-
-/// Leave the matrices in the file and page them in as they are read. The file must then not change while the model lives.
-#define SAE_LOAD_MAP 1
-/// `sae_model_from_weights` uses the caller's matrices where they are, instead of copying them.
-#define SAE_LOAD_BORROW 2
-
-/// Encoder directions, `[n_latents, d_in]`.
-#define SAE_WEIGHT_W_ENC 1
-/// Decoder directions, `[n_latents, d_out]`.
-#define SAE_WEIGHT_W_DEC 2
-/// Encoder biases, `[n_latents]`.
-#define SAE_WEIGHT_B_ENC 3
-/// The decoder's bias, `[d_out]`.
-#define SAE_WEIGHT_B_DEC 4
-/// JumpReLU's thresholds, `[n_latents]`.
-#define SAE_WEIGHT_THRESHOLD 5
-/// The skip path, `[d_out, d_in]`.
-#define SAE_WEIGHT_W_SKIP 6
-
-/// An SAE: what it is, and its weights. Never changes; any number of threads may use it at once. Counted: sessions keep the
-/// weights they need, so it may be freed before them.
-typedef struct sae_model sae_model;
 
 /// What a model's inputs must look like. A wrong convention fails silently: sizes fit, and the features are nonsense.
 /// NULL, 0 and `SAE_UNKNOWN` mean that it is not known.
@@ -318,6 +273,13 @@ typedef struct sae_convention {
   /// Whether the language model's LayerNorm weights were folded into the next layer.
   int32_t folded_layer_norm;
 } sae_convention;
+
+#define SAE_CONVENTION_INIT SAE_SIZED_INIT(sae_convention)
+
+/// Leave the matrices in the file and page them in as they are read. The file must then not change while the model lives.
+#define SAE_LOAD_MAP 1
+/// `sae_model_from_weights` uses the caller's matrices where they are, instead of copying them.
+#define SAE_LOAD_BORROW 2
 
 /// Tells the owner of borrowed memory that nobody uses it any more. May come on any thread.
 typedef void (*sae_release)(void *context);
@@ -350,6 +312,48 @@ typedef struct sae_load_options {
   /// 0.
   uint32_t reserved;
 } sae_load_options;
+
+#define SAE_LOAD_OPTIONS_INIT SAE_SIZED_INIT(sae_load_options)
+
+/// Keeps the `k` largest pre-activations that are positive.
+#define SAE_ARCHITECTURE_TOP_K 1
+/// Keeps every positive pre-activation.
+#define SAE_ARCHITECTURE_RELU 2
+/// Keeps a pre-activation that is positive and above its latent's threshold.
+#define SAE_ARCHITECTURE_JUMP_RELU 3
+
+/// Inputs are taken as they are.
+#define SAE_NORMALIZATION_NONE 0
+/// Each token is brought to mean 0 and standard deviation 1, which decoding undoes.
+#define SAE_NORMALIZATION_LAYER_NORM 1
+/// Each token is scaled to norm sqrt(d), which decoding undoes.
+#define SAE_NORMALIZATION_CONSTANT_NORM 2
+
+/// b_dec is not subtracted from the input before encoding.
+#define SAE_MODEL_KEEPS_B_DEC 1
+/// Decoding does not undo the normalization of the input.
+#define SAE_MODEL_STAYS_NORMALIZED 2
+/// Pre-activations are multiplied by the norms of their decoder rows, activations divided by them before decoding.
+#define SAE_MODEL_RESCALES 4
+/// There is a skip path, W_skip, from the raw input to the output.
+#define SAE_MODEL_HAS_SKIP 8
+
+/// Encoder directions, `[n_latents, d_in]`.
+#define SAE_WEIGHT_W_ENC 1
+/// Decoder directions, `[n_latents, d_out]`.
+#define SAE_WEIGHT_W_DEC 2
+/// Encoder biases, `[n_latents]`.
+#define SAE_WEIGHT_B_ENC 3
+/// The decoder's bias, `[d_out]`.
+#define SAE_WEIGHT_B_DEC 4
+/// JumpReLU's thresholds, `[n_latents]`.
+#define SAE_WEIGHT_THRESHOLD 5
+/// The skip path, `[d_out, d_in]`.
+#define SAE_WEIGHT_W_SKIP 6
+
+/// An SAE: what it is, and its weights. Never changes; any number of threads may use it at once. Counted: sessions keep the
+/// weights they need, so it may be freed before them.
+typedef struct sae_model sae_model;
 
 /// Bytes that something needs.
 typedef struct sae_memory {
@@ -472,8 +476,6 @@ sae_status sae_model_read(const sae_model *model,
 /// Frees a model; NULL is nothing.
 void sae_model_free(sae_model *model);
 
-#define SAE_CONVENTION_INIT SAE_SIZED_INIT(sae_convention)
-#define SAE_LOAD_OPTIONS_INIT SAE_SIZED_INIT(sae_load_options)
 #define SAE_SAVE_OPTIONS_INIT SAE_SIZED_INIT(sae_save_options)
 #define SAE_MEMORY_INIT SAE_SIZED_INIT(sae_memory)
 #define SAE_INFO_INIT SAE_SIZED_INIT(sae_info)
@@ -529,7 +531,7 @@ sae_status sae_model_from_weights(const sae_model_desc *desc,
 
 #define SAE_MODEL_DESC_INIT SAE_SIZED_INIT(sae_model_desc)
 
-// ---- Sessions: encode, decode, steer ---------------------------------------------------------------------------------
+// ---- Sessions: encode and decode -------------------------------------------------------------------------------------
 
 /// Allow scores that are repeatable on one device but not bit for bit the same on all. The CPU's are the same anyway.
 #define SAE_RUN_FAST 1
@@ -545,6 +547,25 @@ sae_status sae_model_from_weights(const sae_model_desc *desc,
 /// Return when the work is done. On the CPU, calls always do.
 #define SAE_STREAM_SYNCHRONOUS 2
 
+/// How one call runs. NULL or all zero: as the session was made.
+typedef struct sae_run {
+  /// `sizeof(sae_run)`; `SAE_RUN_INIT` sets it.
+  size_t struct_size;
+  /// `SAE_RUN_…`, added to the session's.
+  uint32_t flags;
+  /// `SAE_STREAM_…`.
+  int32_t stream_kind;
+  /// The host's stream, with `SAE_STREAM_HOST`.
+  void *stream;
+  /// Working memory for this call, aligned to 64 bytes, instead of the session's. May be shared by sessions that run one
+  /// after another. Must not overlap the tensors.
+  void *workspace;
+  /// Its bytes; `sae_session_memory` says how many are needed.
+  size_t workspace_size;
+} sae_run;
+
+#define SAE_RUN_INIT SAE_SIZED_INIT(sae_run)
+
 /// The host brings working memory with each call; the session keeps none.
 #define SAE_SESSION_HOST_WORKSPACE 1
 
@@ -552,17 +573,6 @@ sae_status sae_model_from_weights(const sae_model_desc *desc,
 #define SAE_DENSE_ACTIVATIONS 0
 /// Pre-activations.
 #define SAE_DENSE_PRE_ACTIVATIONS 1
-
-/// Add `strength` to the activation, active or not.
-#define SAE_EDIT_ADD 0
-/// Make the activation `strength`.
-#define SAE_EDIT_SET 1
-/// Multiply the activation by `strength`.
-#define SAE_EDIT_SCALE 2
-/// Make the activation 0.
-#define SAE_EDIT_ABLATE 3
-/// Leave tokens alone on which the latent is not active.
-#define SAE_EDIT_ONLY_ACTIVE 1
 
 /// The most shards that `sae_features_merge` takes.
 #define SAE_MAX_PARTS 64
@@ -590,53 +600,6 @@ typedef struct sae_session_options {
   /// `SAE_RUN_…` for every call.
   uint32_t run_flags;
 } sae_session_options;
-
-/// How one call runs. NULL or all zero: as the session was made.
-typedef struct sae_run {
-  /// `sizeof(sae_run)`; `SAE_RUN_INIT` sets it.
-  size_t struct_size;
-  /// `SAE_RUN_…`, added to the session's.
-  uint32_t flags;
-  /// `SAE_STREAM_…`.
-  int32_t stream_kind;
-  /// The host's stream, with `SAE_STREAM_HOST`.
-  void *stream;
-  /// Working memory for this call, aligned to 64 bytes, instead of the session's. May be shared by sessions that run one
-  /// after another. Must not overlap the tensors.
-  void *workspace;
-  /// Its bytes; `sae_session_memory` says how many are needed.
-  size_t workspace_size;
-} sae_run;
-
-/// One change to one latent. 32 bytes.
-typedef struct sae_edit {
-  /// Index of the latent.
-  int32_t feature;
-  /// `SAE_EDIT_ADD`, `SAE_EDIT_SET`, `SAE_EDIT_SCALE`, `SAE_EDIT_ABLATE`.
-  int32_t op;
-  /// By how much, in units of the latent's activation.
-  float strength;
-  /// The change of the activation is clamped to ±`limit`; 0: no limit.
-  float limit;
-  /// `SAE_EDIT_ONLY_ACTIVE`.
-  uint32_t flags;
-  /// 0.
-  uint32_t reserved[3];
-} sae_edit;
-
-/// Whom to steer, and where. NULL or all zero: every token by slot 0, in place.
-typedef struct sae_steering {
-  /// `sizeof(sae_steering)`; `SAE_STEERING_INIT` sets it.
-  size_t struct_size;
-  /// `[T]`, i32: each token's slot; -1: leave it alone. NULL: slot 0 for all.
-  const sae_tensor *row_slot;
-  /// Features of these tokens, if they are already encoded; NULL: what the edits need is computed.
-  const sae_features *known;
-  /// `[T, d_out]`: what is edited; NULL: `x`. For a transcoder, x is read at one place and y written at another.
-  const sae_tensor *y;
-  /// `[T, d_out]`, of y's type: where the result goes; NULL: y, in place.
-  const sae_tensor *out;
-} sae_steering;
 
 /// Makes a session, with all the memory its calls will need.
 sae_status sae_session_create(const sae_model *model,
@@ -696,6 +659,68 @@ sae_status sae_reconstruct(sae_session *session,
                            const sae_tensor *x_hat,
                            sae_error **error);
 
+/// Features of latent shards of a model, under global indices, into those of the whole. `parts` is an array of `n_parts`
+/// structs, of equal `struct_size`.
+sae_status sae_features_merge(sae_session *session,
+                              const sae_run *run,
+                              const sae_features *parts,
+                              size_t n_parts,
+                              const sae_features *out,
+                              sae_error **error);
+
+/// Faults of the device, and indices and slots out of range that calls took for -1 since the session was made. Never waits.
+/// `SAE_OK`: none.
+sae_status sae_session_status(sae_session *session,
+                              sae_error **error);
+
+/// Frees a session; NULL is nothing.
+void sae_session_free(sae_session *session);
+
+#define SAE_SESSION_OPTIONS_INIT SAE_SIZED_INIT(sae_session_options)
+
+// ---- Steering: activations changed by their features -----------------------------------------------------------------
+
+/// Add `strength` to the activation, active or not.
+#define SAE_EDIT_ADD 0
+/// Make the activation `strength`.
+#define SAE_EDIT_SET 1
+/// Multiply the activation by `strength`.
+#define SAE_EDIT_SCALE 2
+/// Make the activation 0.
+#define SAE_EDIT_ABLATE 3
+/// Leave tokens alone on which the latent is not active.
+#define SAE_EDIT_ONLY_ACTIVE 1
+
+/// One change to one latent. 32 bytes.
+typedef struct sae_edit {
+  /// Index of the latent.
+  int32_t feature;
+  /// `SAE_EDIT_ADD`, `SAE_EDIT_SET`, `SAE_EDIT_SCALE`, `SAE_EDIT_ABLATE`.
+  int32_t op;
+  /// By how much, in units of the latent's activation.
+  float strength;
+  /// The change of the activation is clamped to ±`limit`; 0: no limit.
+  float limit;
+  /// `SAE_EDIT_ONLY_ACTIVE`.
+  uint32_t flags;
+  /// 0.
+  uint32_t reserved[3];
+} sae_edit;
+
+/// Whom to steer, and where. NULL or all zero: every token by slot 0, in place.
+typedef struct sae_steering {
+  /// `sizeof(sae_steering)`; `SAE_STEERING_INIT` sets it.
+  size_t struct_size;
+  /// `[T]`, i32: each token's slot; -1: leave it alone. NULL: slot 0 for all.
+  const sae_tensor *row_slot;
+  /// Features of these tokens, if they are already encoded; NULL: what the edits need is computed.
+  const sae_features *known;
+  /// `[T, d_out]`: what is edited; NULL: `x`. For a transcoder, x is read at one place and y written at another.
+  const sae_tensor *y;
+  /// `[T, d_out]`, of y's type: where the result goes; NULL: y, in place.
+  const sae_tensor *out;
+} sae_steering;
+
 /// Replaces the list of edits in a slot; none: the slot steers nothing. The edits are copied. A list may not name a latent
 /// twice. On failure the old list stays.
 sae_status sae_set_edits(sae_session *session,
@@ -715,25 +740,6 @@ sae_status sae_steer(sae_session *session,
                      const sae_steering *steering,
                      sae_error **error);
 
-/// Features of latent shards of a model, under global indices, into those of the whole. `parts` is an array of `n_parts`
-/// structs, of equal `struct_size`.
-sae_status sae_features_merge(sae_session *session,
-                              const sae_run *run,
-                              const sae_features *parts,
-                              size_t n_parts,
-                              const sae_features *out,
-                              sae_error **error);
-
-/// Faults of the device, and indices and slots out of range that calls took for -1 since the session was made. Never waits.
-/// `SAE_OK`: none.
-sae_status sae_session_status(sae_session *session,
-                              sae_error **error);
-
-/// Frees a session; NULL is nothing.
-void sae_session_free(sae_session *session);
-
-#define SAE_RUN_INIT SAE_SIZED_INIT(sae_run)
-#define SAE_SESSION_OPTIONS_INIT SAE_SIZED_INIT(sae_session_options)
 #define SAE_STEERING_INIT SAE_SIZED_INIT(sae_steering)
 
 // ---- Trainers: a TopK SAE from activations as they flow by -----------------------------------------------------------

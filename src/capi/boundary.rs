@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::ffi::{CStr, c_char};
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::log::{SAE_LOG_ERROR, log};
@@ -36,7 +37,7 @@ fn internal(panic: &(dyn Any + Send)) -> Error {
 }
 
 /// A pointer that must be there.
-pub(super) fn present<T>(name: &str, pointer: *const T) -> Result<()> {
+pub(super) fn present<T>(name: impl Display, pointer: *const T) -> Result<()> {
     if pointer.is_null() {
         return fail!(InvalidArgument, "{name}: is NULL");
     }
@@ -76,6 +77,16 @@ pub(super) unsafe fn text<'a>(name: &str, pointer: *const c_char) -> Result<Opti
         Ok(text) => Ok(Some(text)),
         Err(_) => fail!(InvalidArgument, "{name}: {text:?} is not UTF-8"),
     }
+}
+
+/// A text that must be there.
+///
+/// # Safety
+/// A pointer that is not null must point to a C string, readable for `'a`.
+pub(super) unsafe fn required_text<'a>(name: &str, pointer: *const c_char) -> Result<&'a str> {
+    present(name, pointer)?;
+    // SAFETY: the caller's promise.
+    Ok(unsafe { text(name, pointer)? }.expect("it is not null, as just checked"))
 }
 
 /// Refuses flags that this version does not know.

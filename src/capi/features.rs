@@ -1,5 +1,7 @@
 //! Sparse features as C describes them.
 
+use std::fmt::{self, Display};
+
 use super::sized::{self, sized};
 use super::tensor::sae_tensor;
 use crate::error::Result;
@@ -25,21 +27,25 @@ pub struct sae_features {
 }
 sized!(sae_features: values, indices, counts, row_state);
 
-/// Looks at each tensor of some features by name, to refuse it.
-pub(super) type Check<'c> = &'c dyn Fn(&str, &Tensor<'_>) -> Result<()>;
+/// Looks at each tensor of some features, by name, to refuse it.
+pub(super) type Check<'c> = &'c dyn Fn(fmt::Arguments<'_>, &Tensor<'_>) -> Result<()>;
 
 impl sae_features {
     /// The features behind a pointer, to read.
     ///
     /// # Safety
     /// What it describes must be so, for `'a`.
-    pub(super) unsafe fn read<'a>(name: &str, pointer: *const Self, check: Check<'_>) -> Result<FeaturesRef<'a>> {
+    pub(super) unsafe fn read<'a>(
+        name: impl Display + Copy,
+        pointer: *const Self,
+        check: Check<'_>,
+    ) -> Result<FeaturesRef<'a>> {
         // SAFETY: the caller's promise.
         unsafe {
             let features = sized::require(name, pointer)?;
             let read = |field: &str, tensor: &sae_tensor| -> Result<_> {
-                let tensor = tensor.read(field).map_err(|e| e.at(name))?;
-                check(field, &tensor).map_err(|e| e.at(name))?;
+                let tensor = tensor.read(format_args!("{name}.{field}"))?;
+                check(format_args!("{name}.{field}"), &tensor)?;
                 Ok(tensor)
             };
             Ok(FeaturesRef {
@@ -58,13 +64,17 @@ impl sae_features {
     ///
     /// # Safety
     /// As [`Self::read`], and nobody else may use the memory for `'a`.
-    pub(super) unsafe fn write<'a>(name: &str, pointer: *const Self, check: Check<'_>) -> Result<FeaturesMut<'a>> {
+    pub(super) unsafe fn write<'a>(
+        name: impl Display + Copy,
+        pointer: *const Self,
+        check: Check<'_>,
+    ) -> Result<FeaturesMut<'a>> {
         // SAFETY: the caller's promise.
         unsafe {
             let features = sized::require(name, pointer)?;
             let write = |field: &str, tensor: &sae_tensor| -> Result<_> {
-                let tensor = tensor.write(field).map_err(|e| e.at(name))?;
-                check(field, &tensor.as_ref()).map_err(|e| e.at(name))?;
+                let tensor = tensor.write(format_args!("{name}.{field}"))?;
+                check(format_args!("{name}.{field}"), &tensor.as_ref())?;
                 Ok(tensor)
             };
             Ok(FeaturesMut {

@@ -1,16 +1,18 @@
 //! Models: loaded, saved, asked.
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CString, c_char};
 use std::sync::Arc;
 
-use super::boundary::{boundary, check_flags, count, present, text};
+use super::boundary::{boundary, check_flags, count, present, required_text};
+use super::convention::say;
 use super::handle::{Handle, get, put, take_back};
+use super::load::{LoadChoice, sae_load_options};
 use super::log::{SAE_LOG_INFO, SAE_LOG_WARNING, log};
 use super::sized::{self, Output, sized};
 use super::status::{c_text, sae_error, sae_status};
 use super::tensor::{needed, sae_device, sae_dtype, sae_tensor};
 use crate::error::{Result, fail};
-use crate::formats::{self, LoadOptions, SaveOptions};
+use crate::formats::{self, SaveOptions};
 use crate::sae::{Architecture, Convention, HookPoint, Matrix, Normalization, Sae};
 use crate::tensor::{DType, Device};
 
@@ -45,84 +47,6 @@ pub const SAE_MODEL_STAYS_NORMALIZED: u32 = 2;
 pub const SAE_MODEL_RESCALES: u32 = 4;
 /// There is a skip path, W_skip, from the raw input to the output.
 pub const SAE_MODEL_HAS_SKIP: u32 = 8;
-
-/// What a file does not say.
-pub const SAE_UNKNOWN: i32 = 0;
-/// It is so.
-pub const SAE_YES: i32 = 1;
-/// It is not so.
-pub const SAE_NO: i32 = -1;
-
-/// What a model's inputs must look like. A wrong convention fails silently: sizes fit, and the features are nonsense.
-/// NULL, 0 and `SAE_UNKNOWN` mean that it is not known.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct sae_convention {
-    /// `sizeof(sae_convention)`; `SAE_CONVENTION_INIT` sets it.
-    pub struct_size: usize,
-    /// The language model whose activations these are.
-    pub model_name: *const c_char,
-    /// Where in it the input is read, as TransformerLens, Hugging Face or ggml name it: `blocks.8.hook_resid_post`,
-    /// `model.layers.8`, `l_out-8`.
-    pub hook_point: *const c_char,
-    /// Where the output belongs, if elsewhere (transcoders).
-    pub hook_point_out: *const c_char,
-    /// Token positions left out of training, such as the attention sink at 0.
-    pub excluded_positions: *const u32,
-    /// How many of them.
-    pub n_excluded_positions: usize,
-    /// Tokens per context in training.
-    pub context_size: u32,
-    /// Whether texts began with the beginning-of-sequence token: `SAE_YES`, `SAE_NO`, `SAE_UNKNOWN`.
-    pub prepend_bos: i32,
-    /// Whether the language model's writing weights were centred, so that inputs have mean 0. An engine's do not.
-    pub centered_writing_weights: i32,
-    /// Whether the language model's LayerNorm weights were folded into the next layer.
-    pub folded_layer_norm: i32,
-}
-sized!(sae_convention: model_name, hook_point, hook_point_out, excluded_positions, n_excluded_positions, context_size,
-    prepend_bos, centered_writing_weights, folded_layer_norm);
-
-/// Leave the matrices in the file and page them in as they are read. The file must then not change while the model lives.
-pub const SAE_LOAD_MAP: u32 = 1;
-/// `sae_model_from_weights` uses the caller's matrices where they are, instead of copying them.
-pub const SAE_LOAD_BORROW: u32 = 2;
-
-/// Tells the owner of borrowed memory that nobody uses it any more. May come on any thread.
-pub type sae_release = Option<unsafe extern "C" fn(context: *mut c_void)>;
-
-/// How to load. NULL or all zero: everything as the file has it, copied into memory.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct sae_load_options {
-    /// `sizeof(sae_load_options)`; `SAE_LOAD_OPTIONS_INIT` sets it.
-    pub struct_size: usize,
-    /// The format's name, to skip recognition: "native", "saelens", "openai".
-    pub format: *const c_char,
-    /// What the file does not say, or says wrongly: each field that is set replaces the file's.
-    pub convention: *const sae_convention,
-    /// Load these of the stored latents alone; they keep their indices. For hosts that shard latents over devices.
-    pub first_latent: i64,
-    /// How many from `first_latent` on; 0: all.
-    pub n_latents: i64,
-    /// With `SAE_LOAD_BORROW`: called once, when the last user of the matrices is gone. Never if the call fails.
-    pub release: sae_release,
-    /// Handed to `release`.
-    pub release_context: *mut c_void,
-    /// Where the model shall live; zero: the CPU.
-    pub device: sae_device,
-    /// The type to keep matrices in, f32, f16 or bf16; zero: as stored. Vectors are always f32.
-    pub dtype: sae_dtype,
-    /// `SAE_LOAD_…`.
-    pub flags: u32,
-    /// The factor by which training multiplied activations, for files that say that there was one but not which; it
-    /// is folded into the weights. 0: none.
-    pub activation_scale: f32,
-    /// 0.
-    pub reserved: u32,
-}
-sized!(sae_load_options: format, convention, first_latent, n_latents, release, release_context, device, dtype, flags,
-    activation_scale, reserved);
 
 /// How to save. NULL or all zero: the types that the matrices have.
 #[repr(C)]
@@ -234,7 +158,7 @@ pub unsafe extern "C" fn sae_model_load(
     boundary(error, || {
         present("out", out)?;
         // SAFETY: the caller's pointers.
-        let (path, options) = unsafe { (path_text("path", path)?, LoadChoice::read(options)?) };
+        let (path, options) = unsafe { (required_text("path", path)?, LoadChoice::read(options)?) };
         options.refuse_borrow()?;
         let loaded = formats::load(path, &options.load)?;
         let spec = loaded.sae.spec();
@@ -263,7 +187,7 @@ pub unsafe extern "C" fn sae_model_memory(
     boundary(error, || {
         // SAFETY: the caller's pointers.
         let (out, path, options) =
-            unsafe { (Output::new("out", out)?, path_text("path", path)?, LoadChoice::read(options)?) };
+            unsafe { (Output::new("out", out)?, required_text("path", path)?, LoadChoice::read(options)?) };
         options.refuse_borrow()?;
         let formats::Memory { resident, mapped, peak } = formats::memory(path, &options.load)?;
         out.write(&sae_memory { struct_size: 0, resident, mapped, peak, workspace: 0 });
@@ -283,7 +207,7 @@ pub unsafe extern "C" fn sae_model_save(
     boundary(error, || {
         // SAFETY: the caller's pointers.
         let (model, path, options) =
-            unsafe { (get("model", model)?, path_text("path", path)?, sized::read("options", options)?) };
+            unsafe { (get("model", model)?, required_text("path", path)?, sized::read("options", options)?) };
         let mut save = SaveOptions::default();
         if let Some(options) = options {
             check_flags("options.flags", options.flags, 0)?;
@@ -484,107 +408,4 @@ pub(super) fn read_normalization(name: &str, code: i32) -> Result<Normalization>
         SAE_NORMALIZATION_CONSTANT_NORM => Ok(Normalization::ConstantNorm),
         other => fail!(InvalidArgument, "{name}.normalization: {other} is not known"),
     }
-}
-
-fn say(known: Option<bool>) -> i32 {
-    match known {
-        None => SAE_UNKNOWN,
-        Some(true) => SAE_YES,
-        Some(false) => SAE_NO,
-    }
-}
-
-impl sae_convention {
-    /// The convention behind a pointer; NULL: nothing is known.
-    ///
-    /// # Safety
-    /// What it points to must be so.
-    pub(super) unsafe fn read(name: &str, pointer: *const Self) -> Result<Convention> {
-        use super::boundary::array;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let Some(given) = sized::read(name, pointer)? else { return Ok(Convention::default()) };
-            let say = |field: &str, code: i32| match code {
-                SAE_UNKNOWN => Ok(None),
-                SAE_YES => Ok(Some(true)),
-                SAE_NO => Ok(Some(false)),
-                other => fail!(InvalidArgument, "{name}.{field}: expected -1, 0 or 1, found {other}"),
-            };
-            let words = |field: &str, pointer| text(field, pointer).map_err(|e| e.at(name));
-            Ok(Convention {
-                model_name: words("model_name", given.model_name)?.map(str::to_owned),
-                hook_point: words("hook_point", given.hook_point)?.map(HookPoint::parse),
-                hook_point_out: words("hook_point_out", given.hook_point_out)?.map(HookPoint::parse),
-                prepend_bos: say("prepend_bos", given.prepend_bos)?,
-                context_size: (given.context_size > 0).then_some(given.context_size),
-                excluded_positions: array("excluded_positions", given.excluded_positions, given.n_excluded_positions)
-                    .map_err(|e| e.at(name))?
-                    .to_vec(),
-                centered_writing_weights: say("centered_writing_weights", given.centered_writing_weights)?,
-                folded_layer_norm: say("folded_layer_norm", given.folded_layer_norm)?,
-            })
-        }
-    }
-}
-
-/// Load options, understood.
-#[derive(Default)]
-pub(super) struct LoadChoice {
-    pub(super) load: LoadOptions,
-    /// Whether the caller's matrices are used where they are, and what to call when they are not any more.
-    pub(super) borrow: Option<(sae_release, *mut c_void)>,
-}
-
-impl LoadChoice {
-    /// The options behind a pointer; NULL: the defaults.
-    ///
-    /// # Safety
-    /// What it points to must be so.
-    pub(super) unsafe fn read(pointer: *const sae_load_options) -> Result<Self> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let Some(given) = sized::read("options", pointer)? else { return Ok(Self::default()) };
-            check_flags("options.flags", given.flags, SAE_LOAD_MAP | SAE_LOAD_BORROW)?;
-            given.device.choose("options")?;
-            if given.reserved != 0 {
-                return fail!(InvalidArgument, "options.reserved: {} is not known; leave it 0", given.reserved);
-            }
-            let (first, n) =
-                (count("options.first_latent", given.first_latent)?, count("options.n_latents", given.n_latents)?);
-            if first > 0 && n == 0 {
-                return fail!(InvalidArgument, "options.n_latents: is 0, but first_latent is {first}; say how many");
-            }
-            let borrow = given.flags & SAE_LOAD_BORROW != 0;
-            if !borrow && given.release.is_some() {
-                return fail!(InvalidArgument, "options.release: is set, but SAE_LOAD_BORROW is not");
-            }
-            let load = LoadOptions {
-                format: text("options.format", given.format)?.map(str::to_owned),
-                dtype: given.dtype.choose("options")?,
-                map: given.flags & SAE_LOAD_MAP != 0,
-                latents: (n > 0).then_some((first, n)),
-                activation_scale: (given.activation_scale != 0.0).then_some(given.activation_scale),
-                convention: sae_convention::read("options.convention", given.convention)?,
-            };
-            Ok(Self { load, borrow: borrow.then_some((given.release, given.release_context)) })
-        }
-    }
-
-    fn refuse_borrow(&self) -> Result<()> {
-        match self.borrow {
-            None => Ok(()),
-            Some(_) => fail!(
-                InvalidArgument,
-                "options.flags: SAE_LOAD_BORROW is for weights in memory; SAE_LOAD_MAP maps a file"
-            ),
-        }
-    }
-}
-
-/// # Safety
-/// A pointer that is not null must point to a C string, readable for `'a`.
-pub(super) unsafe fn path_text<'a>(name: &str, path: *const c_char) -> Result<&'a str> {
-    present(name, path)?;
-    // SAFETY: the caller's promise.
-    Ok(unsafe { text(name, path)? }.expect("it is not null, as just checked"))
 }

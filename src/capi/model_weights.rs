@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::boundary::{array, boundary, check_flags, count, present, text};
+use super::convention::sae_convention;
 use super::handle::put;
+use super::load::{LoadChoice, sae_load_options, sae_release};
 use super::model::{
-    LoadChoice, SAE_ARCHITECTURE_JUMP_RELU, SAE_ARCHITECTURE_RELU, SAE_ARCHITECTURE_TOP_K, SAE_MODEL_KEEPS_B_DEC,
-    SAE_MODEL_RESCALES, SAE_MODEL_STAYS_NORMALIZED, read_normalization, sae_convention, sae_load_options, sae_model,
-    sae_release,
+    SAE_ARCHITECTURE_JUMP_RELU, SAE_ARCHITECTURE_RELU, SAE_ARCHITECTURE_TOP_K, SAE_MODEL_KEEPS_B_DEC,
+    SAE_MODEL_RESCALES, SAE_MODEL_STAYS_NORMALIZED, read_normalization, sae_model,
 };
 use super::sized::{self, sized};
 use super::status::{sae_error, sae_status};

@@ -1,71 +1,32 @@
 //! Sessions: the hot calls.
 
-use std::ffi::c_void;
-use std::ops::Range;
-
-use super::boundary::{array, boundary, check_flags, count, present};
+use super::boundary::{boundary, check_flags, count, present};
 use super::features::sae_features;
 use super::handle::{Exclusive, Handle, get, put, take_back};
 use super::model::{sae_memory, sae_model};
 use super::pool::{pool_or_serial, sae_pool};
+use super::run::{Call, RUN_FLAGS, sae_run};
 use super::sized::{self, Output, sized};
 use super::status::{sae_error, sae_status};
-use super::tensor::{given, needed, sae_tensor};
-use crate::backend::{Input, Order, Run, Wanted};
+use super::tensor::sae_tensor;
+use crate::backend::Wanted;
 use crate::error::{Result, fail};
-use crate::features::{FeaturesMut, FeaturesRef};
-use crate::session::{Session, SessionOptions, Steer};
-use crate::steering::{Edit, EditOp};
-use crate::tensor::{Tensor, TensorMut};
+use crate::session::{Session, SessionOptions};
+use crate::steering::Edit;
 
 /// One stream of work over one model: working memory and the hot calls, which allocate nothing. For one thread at a
 /// time; a call that comes while another runs is refused with `SAE_ERROR_BAD_STATE`. Sessions are independent of each other.
-pub struct sae_session(Exclusive<State>);
+pub struct sae_session(pub(super) Exclusive<State>);
 
 impl Handle for sae_session {}
 
-struct State {
-    session: Session,
+/// What a session keeps.
+pub(super) struct State {
+    pub(super) session: Session,
     run_flags: u32,
     /// Room to convert edits in.
-    edits: Vec<Edit>,
+    pub(super) edits: Vec<Edit>,
 }
-
-/// Allow scores that are repeatable on one device but not bit for bit the same on all. The CPU's are the same anyway.
-pub const SAE_RUN_FAST: u32 = 1;
-/// List features by index instead of strongest first.
-pub const SAE_RUN_ORDER_INDEX: u32 = 2;
-/// Round `x + addend` to x's type, as engines do that write the sum back before they read it.
-pub const SAE_RUN_ROUND_SUM: u32 = 4;
-
-const RUN_FLAGS: u32 = SAE_RUN_FAST | SAE_RUN_ORDER_INDEX | SAE_RUN_ROUND_SUM;
-
-/// The session's own stream.
-pub const SAE_STREAM_SESSION: i32 = 0;
-/// The host's, in `sae_run.stream`; for models on a GPU alone.
-pub const SAE_STREAM_HOST: i32 = 1;
-/// Return when the work is done. On the CPU, calls always do.
-pub const SAE_STREAM_SYNCHRONOUS: i32 = 2;
-
-/// How one call runs. NULL or all zero: as the session was made.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct sae_run {
-    /// `sizeof(sae_run)`; `SAE_RUN_INIT` sets it.
-    pub struct_size: usize,
-    /// `SAE_RUN_…`, added to the session's.
-    pub flags: u32,
-    /// `SAE_STREAM_…`.
-    pub stream_kind: i32,
-    /// The host's stream, with `SAE_STREAM_HOST`.
-    pub stream: *mut c_void,
-    /// Working memory for this call, aligned to 64 bytes, instead of the session's. May be shared by sessions that run one
-    /// after another. Must not overlap the tensors.
-    pub workspace: *mut c_void,
-    /// Its bytes; `sae_session_memory` says how many are needed.
-    pub workspace_size: usize,
-}
-sized!(sae_run: flags, stream_kind, stream, workspace, workspace_size);
 
 /// The host brings working memory with each call; the session keeps none.
 pub const SAE_SESSION_HOST_WORKSPACE: u32 = 1;
@@ -244,132 +205,6 @@ pub unsafe extern "C" fn sae_reconstruct(
     })
 }
 
-/// Add `strength` to the activation, active or not.
-pub const SAE_EDIT_ADD: i32 = 0;
-/// Make the activation `strength`.
-pub const SAE_EDIT_SET: i32 = 1;
-/// Multiply the activation by `strength`.
-pub const SAE_EDIT_SCALE: i32 = 2;
-/// Make the activation 0.
-pub const SAE_EDIT_ABLATE: i32 = 3;
-
-/// Leave tokens alone on which the latent is not active.
-pub const SAE_EDIT_ONLY_ACTIVE: u32 = 1;
-
-/// One change to one latent. 32 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct sae_edit {
-    /// Index of the latent.
-    pub feature: i32,
-    /// `SAE_EDIT_ADD`, `SAE_EDIT_SET`, `SAE_EDIT_SCALE`, `SAE_EDIT_ABLATE`.
-    pub op: i32,
-    /// By how much, in units of the latent's activation.
-    pub strength: f32,
-    /// The change of the activation is clamped to ±`limit`; 0: no limit.
-    pub limit: f32,
-    /// `SAE_EDIT_ONLY_ACTIVE`.
-    pub flags: u32,
-    /// 0.
-    pub reserved: [u32; 3],
-}
-
-const _: () = assert!(size_of::<sae_edit>() == 32);
-
-/// Replaces the list of edits in a slot; none: the slot steers nothing. The edits are copied. A list may not name a latent
-/// twice. On failure the old list stays.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sae_set_edits(
-    session: *mut sae_session,
-    slot: i32,
-    edits: *const sae_edit,
-    n_edits: usize,
-    error: *mut *mut sae_error,
-) -> sae_status {
-    boundary(error, || {
-        // SAFETY: the caller's pointers.
-        let (session, edits) = unsafe { (get("session", session)?, array("edits", edits, n_edits)?) };
-        let mut state = session.0.enter("session")?;
-        let State { session, edits: converted, .. } = &mut *state;
-        let limits = session.limits();
-        let Some(slot) = usize::try_from(slot).ok().filter(|slot| *slot < limits.slots) else {
-            return fail!(InvalidArgument, "slot: {slot} is not one of the session's {}", limits.slots);
-        };
-        if edits.len() > limits.edits_per_slot {
-            let most = limits.edits_per_slot;
-            return fail!(InvalidArgument, "n_edits: {n_edits}, but the session was made for {most} per slot");
-        }
-        converted.clear();
-        for (i, edit) in edits.iter().enumerate() {
-            converted.push(edit.read().map_err(|e| e.at(format_args!("edits[{i}]")))?);
-        }
-        session.set_edits(slot, converted)
-    })
-}
-
-/// Whom to steer, and where. NULL or all zero: every token by slot 0, in place.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct sae_steering {
-    /// `sizeof(sae_steering)`; `SAE_STEERING_INIT` sets it.
-    pub struct_size: usize,
-    /// `[T]`, i32: each token's slot; -1: leave it alone. NULL: slot 0 for all.
-    pub row_slot: *const sae_tensor,
-    /// Features of these tokens, if they are already encoded; NULL: what the edits need is computed.
-    pub known: *const sae_features,
-    /// `[T, d_out]`: what is edited; NULL: `x`. For a transcoder, x is read at one place and y written at another.
-    pub y: *const sae_tensor,
-    /// `[T, d_out]`, of y's type: where the result goes; NULL: y, in place.
-    pub out: *const sae_tensor,
-}
-sized!(sae_steering: row_slot, known, y, out);
-
-/// Changes activations by the edits of their slots: `out = y + scale · Σ δ_i · W_dec[i]`, with δ_i the change of latent i's
-/// activation and `scale` what the model's normalization divided the token by. The part of y that the model does not
-/// reconstruct is thereby kept. Tokens left alone keep their bits, as do tokens that are not finite. With TopK, whether a
-/// latent is active depends on all others: edits other than ADD on every token cost an encode, unless `known` is given.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sae_steer(
-    session: *mut sae_session,
-    run: *const sae_run,
-    x: *const sae_tensor,
-    addend: *const sae_tensor,
-    steering: *const sae_steering,
-    error: *mut *mut sae_error,
-) -> sae_status {
-    // SAFETY: the caller's pointers.
-    enter(session, run, error, |session, call| unsafe {
-        let steering = sized::read("steering", steering)?.unwrap_or(sae_steering {
-            struct_size: 0,
-            row_slot: std::ptr::null(),
-            known: std::ptr::null(),
-            y: std::ptr::null(),
-            out: std::ptr::null(),
-        });
-        let (y, out) = (given("y", steering.y)?, given("out", steering.out)?);
-        let row_slot = call.optional("row_slot", steering.row_slot)?;
-        if y.is_none() && out.is_none() && steering.known.is_null() && given("addend", addend)?.is_none() {
-            let x = call.tensor_mut("x", x)?;
-            return session.steer_in_place(call.run, x, row_slot);
-        }
-        let input = call.input(x, addend)?;
-        let steer = Steer {
-            row_slot,
-            known: match steering.known {
-                absent if absent.is_null() => None,
-                known => Some(call.features("known", known)?),
-            },
-            y: call.optional("y", steering.y)?,
-        };
-        let out = match (out, y) {
-            (Some(out), _) => call.tensor_mut("out", out)?,
-            (None, Some(y)) => call.tensor_mut("y", y)?,
-            (None, None) => call.tensor_mut("x", x)?,
-        };
-        session.steer(call.run, input, steer, out)
-    })
-}
-
 /// The most shards that `sae_features_merge` takes.
 pub const SAE_MAX_PARTS: usize = 64;
 
@@ -393,11 +228,11 @@ pub unsafe extern "C" fn sae_features_merge(
         let size = sized::require("parts[0]", parts)?.struct_size;
         let part = |i: usize| {
             let part = parts.wrapping_byte_add(i * size);
-            let own = sized::require("parts", part)?.struct_size;
+            let own = sized::require(format_args!("parts[{i}]"), part)?.struct_size;
             if own != size {
                 return fail!(InvalidArgument, "parts[{i}].struct_size: is {own}, but that of parts[0] is {size}");
             }
-            call.features("parts", part).map_err(|e| e.at(format_args!("[{i}]")))
+            call.features(format_args!("parts[{i}]"), part)
         };
         let mut read = [part(0)?; SAE_MAX_PARTS];
         for (i, place) in read[..n_parts].iter_mut().enumerate() {
@@ -461,26 +296,8 @@ impl sae_session_options {
     }
 }
 
-impl sae_edit {
-    fn read(&self) -> Result<Edit> {
-        check_flags("flags", self.flags, SAE_EDIT_ONLY_ACTIVE)?;
-        if self.reserved != [0; 3] {
-            return fail!(InvalidArgument, "reserved: {:?} is not known; leave it 0", self.reserved);
-        }
-        let op = match self.op {
-            SAE_EDIT_ADD => EditOp::Add,
-            SAE_EDIT_SET => EditOp::Set,
-            SAE_EDIT_SCALE => EditOp::Scale,
-            SAE_EDIT_ABLATE => EditOp::Ablate,
-            other => return fail!(InvalidArgument, "op: {other} is not known"),
-        };
-        let only_active = self.flags & SAE_EDIT_ONLY_ACTIVE != 0;
-        Ok(Edit { feature: self.feature, op, strength: self.strength, limit: self.limit, only_active })
-    }
-}
-
 /// Enters a session for a hot call.
-fn enter(
+pub(super) fn enter(
     session: *mut sae_session,
     run: *const sae_run,
     error: *mut *mut sae_error,
@@ -495,102 +312,4 @@ fn enter(
             body(&mut state.session, call)
         }
     })
-}
-
-/// One hot call: how it runs, and the tensors it is given, none of which may lie in the workspace.
-struct Call<'a> {
-    run: Run<'a>,
-    round_sum: bool,
-    workspace: Range<usize>,
-}
-
-impl<'a> Call<'a> {
-    unsafe fn new(pointer: *const sae_run, flags: u32) -> Result<Self> {
-        let mut call = Self { run: Run::default(), round_sum: false, workspace: 0..0 };
-        let mut flags = flags;
-        // SAFETY: the caller's pointer.
-        if let Some(given) = unsafe { sized::read("run", pointer)? } {
-            check_flags("run.flags", given.flags, RUN_FLAGS)?;
-            flags |= given.flags;
-            check_stream(&given)?;
-            let (start, size) = (given.workspace.cast::<u8>(), given.workspace_size);
-            if !start.is_null() {
-                if size > isize::MAX as usize || start.addr().checked_add(size).is_none() {
-                    return fail!(InvalidArgument, "run.workspace_size: {size} bytes lead beyond memory");
-                }
-                // SAFETY: the caller's memory, for this call; what overlaps it is refused.
-                call.run.workspace = Some(unsafe { std::slice::from_raw_parts_mut(start, size) });
-                call.workspace = start.addr()..start.addr() + size;
-            } else if size > 0 {
-                return fail!(InvalidArgument, "run.workspace: is NULL, but workspace_size is {size}");
-            }
-        }
-        call.run.fast = flags & SAE_RUN_FAST != 0;
-        call.run.order = if flags & SAE_RUN_ORDER_INDEX != 0 { Order::Index } else { Order::Value };
-        call.round_sum = flags & SAE_RUN_ROUND_SUM != 0;
-        Ok(call)
-    }
-
-    /// Refuses a tensor in the workspace.
-    fn check(&self, name: &str, tensor: &Tensor<'_>) -> Result<()> {
-        let span = tensor.span();
-        if !span.is_empty() && span.start < self.workspace.end && self.workspace.start < span.end {
-            return fail!(InvalidTensor, "{name}: overlaps run.workspace");
-        }
-        Ok(())
-    }
-
-    unsafe fn tensor<'t>(&self, name: &str, pointer: *const sae_tensor) -> Result<Tensor<'t>> {
-        // SAFETY: the caller's pointers.
-        let tensor = unsafe { needed(name, pointer)?.read(name)? };
-        self.check(name, &tensor)?;
-        Ok(tensor)
-    }
-
-    unsafe fn optional<'t>(&self, name: &str, pointer: *const sae_tensor) -> Result<Option<Tensor<'t>>> {
-        // SAFETY: the caller's pointers.
-        match unsafe { given(name, pointer)? } {
-            // SAFETY: as above.
-            Some(tensor) => unsafe { self.tensor(name, tensor) }.map(Some),
-            None => Ok(None),
-        }
-    }
-
-    unsafe fn tensor_mut<'t>(&self, name: &str, pointer: *const sae_tensor) -> Result<TensorMut<'t>> {
-        // SAFETY: the caller's pointers.
-        let tensor = unsafe { needed(name, pointer)?.write(name)? };
-        self.check(name, &tensor.as_ref())?;
-        Ok(tensor)
-    }
-
-    unsafe fn input<'t>(&self, x: *const sae_tensor, addend: *const sae_tensor) -> Result<Input<'t>> {
-        // SAFETY: the caller's pointers.
-        unsafe {
-            Ok(Input { x: self.tensor("x", x)?, addend: self.optional("addend", addend)?, round_sum: self.round_sum })
-        }
-    }
-
-    unsafe fn features<'t>(&self, name: &str, pointer: *const sae_features) -> Result<FeaturesRef<'t>> {
-        // SAFETY: the caller's pointers.
-        unsafe { sae_features::read(name, pointer, &|field, tensor| self.check(field, tensor)) }
-    }
-
-    unsafe fn features_mut<'t>(&self, name: &str, pointer: *const sae_features) -> Result<FeaturesMut<'t>> {
-        // SAFETY: the caller's pointers.
-        unsafe { sae_features::write(name, pointer, &|field, tensor| self.check(field, tensor)) }
-    }
-}
-
-/// On the CPU a call runs on the calling thread or its pool, and is done when it returns.
-pub(super) fn check_stream(run: &sae_run) -> Result<()> {
-    match run.stream_kind {
-        SAE_STREAM_HOST => {
-            fail!(Unsupported, "run.stream_kind: a host's stream is for models on a GPU; this one is on cpu")
-        }
-        SAE_STREAM_SESSION | SAE_STREAM_SYNCHRONOUS if run.stream.is_null() => Ok(()),
-        SAE_STREAM_SESSION | SAE_STREAM_SYNCHRONOUS => {
-            fail!(InvalidArgument, "run.stream: is set, but run.stream_kind is not SAE_STREAM_HOST")
-        }
-        other => fail!(InvalidArgument, "run.stream_kind: {other} is not known"),
-    }
 }

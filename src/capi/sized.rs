@@ -1,6 +1,7 @@
 //! Structs that begin with their size, so that fields can be appended: older callers hand in shorter ones, newer callers
 //! longer ones, and both are understood.
 
+use std::fmt::Display;
 use std::mem::MaybeUninit;
 
 use super::boundary::present;
@@ -46,13 +47,13 @@ pub(super) const fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
 ///
 /// # Safety
 /// A pointer that is neither null nor misaligned must point to as many readable bytes as its `struct_size` says.
-pub(super) unsafe fn read<T: SizedStruct>(name: &str, pointer: *const T) -> Result<Option<T>> {
+pub(super) unsafe fn read<T: SizedStruct>(name: impl Display, pointer: *const T) -> Result<Option<T>> {
     if pointer.is_null() {
         return Ok(None);
     }
-    present(name, pointer)?;
+    present(&name, pointer)?;
     // SAFETY: a struct begins with its size; the rest is the caller's promise.
-    let size = check_size::<T>(name, unsafe { pointer.cast::<usize>().read() })?;
+    let size = check_size::<T>(&name, unsafe { pointer.cast::<usize>().read() })?;
     let known = size.min(size_of::<T>());
     // SAFETY: all the caller's struct, which is `size` bytes.
     let tail = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>().add(known), size - known) };
@@ -75,8 +76,8 @@ pub(super) unsafe fn read<T: SizedStruct>(name: &str, pointer: *const T) -> Resu
 ///
 /// # Safety
 /// As [`read`].
-pub(super) unsafe fn require<T: SizedStruct>(name: &str, pointer: *const T) -> Result<T> {
-    present(name, pointer)?;
+pub(super) unsafe fn require<T: SizedStruct>(name: impl Display, pointer: *const T) -> Result<T> {
+    present(&name, pointer)?;
     // SAFETY: the caller's promise.
     Ok(unsafe { read(name, pointer)? }.expect("it is not null, as just checked"))
 }
@@ -91,10 +92,10 @@ impl<T: SizedStruct> Output<T> {
     /// # Safety
     /// A pointer that is neither null nor misaligned must point to as many writable bytes as its `struct_size` says, until
     /// [`Self::write`].
-    pub(super) unsafe fn new(name: &str, place: *mut T) -> Result<Self> {
-        present(name, place)?;
+    pub(super) unsafe fn new(name: impl Display, place: *mut T) -> Result<Self> {
+        present(&name, place)?;
         // SAFETY: a struct begins with its size; the rest is the caller's promise.
-        let size = check_size::<T>(name, unsafe { place.cast::<usize>().read() })?;
+        let size = check_size::<T>(&name, unsafe { place.cast::<usize>().read() })?;
         Ok(Self { place, size })
     }
 
@@ -114,7 +115,7 @@ impl<T: SizedStruct> Output<T> {
     }
 }
 
-fn check_size<T: SizedStruct>(name: &str, size: usize) -> Result<usize> {
+fn check_size<T: SizedStruct>(name: impl Display, size: usize) -> Result<usize> {
     if size < T::FIRST_SIZE || size > ABSURD {
         return fail!(
             InvalidArgument,

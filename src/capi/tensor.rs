@@ -1,6 +1,7 @@
 //! Tensors as C describes them.
 
 use std::ffi::c_void;
+use std::fmt::Display;
 
 use super::boundary::present;
 use crate::error::{Result, fail};
@@ -200,7 +201,7 @@ impl sae_tensor {
     ///
     /// # Safety
     /// What it describes must be so, for `'a`; what is to be written must not be read meanwhile, but by a call that allows it.
-    pub(super) unsafe fn read<'a>(&self, name: &str) -> Result<Tensor<'a>> {
+    pub(super) unsafe fn read<'a>(&self, name: impl Display) -> Result<Tensor<'a>> {
         let read = || {
             // SAFETY: the caller's promise.
             unsafe {
@@ -215,7 +216,7 @@ impl sae_tensor {
     ///
     /// # Safety
     /// As [`Self::read`], and nobody else may use the memory for `'a`.
-    pub(super) unsafe fn write<'a>(&self, name: &str) -> Result<TensorMut<'a>> {
+    pub(super) unsafe fn write<'a>(&self, name: impl Display) -> Result<TensorMut<'a>> {
         let write = || {
             // SAFETY: the caller's promise.
             unsafe {

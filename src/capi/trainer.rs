@@ -3,12 +3,13 @@
 use std::ffi::c_char;
 use std::path::Path;
 
-use super::boundary::{boundary, check_flags, count, present};
+use super::boundary::{boundary, check_flags, count, present, required_text};
+use super::convention::sae_convention;
 use super::handle::{Exclusive, Handle, get, put, take_back};
 use super::log::{SAE_LOG_INFO, log};
-use super::model::{path_text, read_normalization, sae_convention, sae_model};
+use super::model::{read_normalization, sae_model};
 use super::pool::{pool_or_serial, sae_pool};
-use super::session::{SAE_RUN_FAST, check_stream, sae_run};
+use super::run::{SAE_RUN_FAST, check_stream, sae_run};
 use super::sized::{self, Output, sized};
 use super::status::{sae_error, sae_status};
 use super::tensor::{given, needed, sae_tensor};
@@ -308,7 +309,7 @@ pub unsafe extern "C" fn sae_trainer_save(
 ) -> sae_status {
     boundary(error, || {
         // SAFETY: the caller's pointers.
-        let (trainer, dir) = unsafe { (get("trainer", trainer)?, path_text("dir", dir)?) };
+        let (trainer, dir) = unsafe { (get("trainer", trainer)?, required_text("dir", dir)?) };
         let trainer = trainer.0.enter("trainer")?;
         trainer.save(Path::new(dir))?;
         log(SAE_LOG_INFO, || format!("{dir}: checkpoint saved"));
@@ -330,7 +331,7 @@ pub unsafe extern "C" fn sae_trainer_resume(
         // SAFETY: the caller's pointers.
         let (dir, (options, pool)) = unsafe {
             let options = sized::read("options", options)?.map(|options| options.read()).transpose()?;
-            (path_text("dir", dir)?, options.unwrap_or_else(|| (TrainOptions::default(), Pool::serial())))
+            (required_text("dir", dir)?, options.unwrap_or_else(|| (TrainOptions::default(), Pool::serial())))
         };
         let trainer = Trainer::resume(Path::new(dir), &options, pool)?;
         // SAFETY: the caller's place for a handle.

@@ -324,7 +324,7 @@ fn inputs() {
                 let (data, bytes) = (s.x.memory.as_mut_ptr(), 4 * s.x.memory.len());
                 (s.run.workspace, s.run.workspace_size) = (data.cast(), bytes);
             }),
-            (TENSOR, "out: values: overlaps run.workspace", |s| {
+            (TENSOR, "out.values: overlaps run.workspace", |s| {
                 let (data, bytes) = (s.values.memory.as_mut_ptr(), 4 * s.values.memory.len());
                 (s.run.workspace, s.run.workspace_size) = (data.cast(), bytes);
             }),
@@ -544,7 +544,7 @@ fn merging() {
             (ARGUMENT, "n_parts: expected 1 to 64, found 65", |s| s.n_parts = 65),
             (ARGUMENT, "parts[0]: is NULL", |s| s.parts_at = null()),
             (ARGUMENT, "parts[1].struct_size: is 208", |s| s.features[1].struct_size = 208),
-            (TENSOR, "[1]: parts: values", |s| s.features[1].values.data = null_mut()),
+            (TENSOR, "parts[1].values", |s| s.features[1].values.data = null_mut()),
             (TENSOR, "parts[1]", |s| s.features[1].indices.dtype = F32),
             (TENSOR, "overlaps", |s| {
                 (s.parts_at, s.n_parts) = (&*s.known, 1);

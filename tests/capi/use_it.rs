@@ -209,3 +209,25 @@ fn the_log_is_set_once() {
     let ours: Vec<_> = lines.iter().filter(|(_, line)| line.starts_with(&path)).collect();
     assert!(ours.len() == 2 && ours[1].1.contains("loaded top_k SAE of 16 latents over 8"), "{ours:?}");
 }
+
+#[test]
+fn one_model_serves_many_threads() {
+    let model = plan().model();
+    let encode = |model: *const sae_model| {
+        let mut session = null_mut();
+        ok(|e| unsafe { sae_session_create(model, null(), &mut session, e) });
+        let session = crate::host::Session(session);
+        let x = Array::f32(&numbers(32 * 8, 5), &[32, 8]);
+        let x_hat = Array::f32(&[0.0; 256], &[32, 8]);
+        for _ in 0..20 {
+            ok(|e| unsafe { sae_reconstruct(session.0, null(), &x.tensor, null(), null(), &x_hat.tensor, e) });
+        }
+        x_hat.memory.clone()
+    };
+    let alone = encode(model.0);
+    let shared = model.0 as usize;
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(move || encode(shared as *const sae_model))).collect();
+        assert!(all.into_iter().all(|thread| thread.join().unwrap() == alone));
+    });
+}

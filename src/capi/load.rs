@@ -1,0 +1,106 @@
+//! How to load.
+
+use std::ffi::{c_char, c_void};
+
+use super::boundary::{check_flags, count, text};
+use super::convention::sae_convention;
+use super::sized::{self, sized};
+use super::tensor::{sae_device, sae_dtype};
+use crate::error::{Result, fail};
+use crate::formats::LoadOptions;
+
+/// Leave the matrices in the file and page them in as they are read. The file must then not change while the model lives.
+pub const SAE_LOAD_MAP: u32 = 1;
+/// `sae_model_from_weights` uses the caller's matrices where they are, instead of copying them.
+pub const SAE_LOAD_BORROW: u32 = 2;
+
+/// Tells the owner of borrowed memory that nobody uses it any more. May come on any thread.
+pub type sae_release = Option<unsafe extern "C" fn(context: *mut c_void)>;
+
+/// How to load. NULL or all zero: everything as the file has it, copied into memory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sae_load_options {
+    /// `sizeof(sae_load_options)`; `SAE_LOAD_OPTIONS_INIT` sets it.
+    pub struct_size: usize,
+    /// The format's name, to skip recognition: "native", "saelens", "openai".
+    pub format: *const c_char,
+    /// What the file does not say, or says wrongly: each field that is set replaces the file's.
+    pub convention: *const sae_convention,
+    /// Load these of the stored latents alone; they keep their indices. For hosts that shard latents over devices.
+    pub first_latent: i64,
+    /// How many from `first_latent` on; 0: all.
+    pub n_latents: i64,
+    /// With `SAE_LOAD_BORROW`: called once, when the last user of the matrices is gone. Never if the call fails.
+    pub release: sae_release,
+    /// Handed to `release`.
+    pub release_context: *mut c_void,
+    /// Where the model shall live; zero: the CPU.
+    pub device: sae_device,
+    /// The type to keep matrices in, f32, f16 or bf16; zero: as stored. Vectors are always f32.
+    pub dtype: sae_dtype,
+    /// `SAE_LOAD_…`.
+    pub flags: u32,
+    /// The factor by which training multiplied activations, for files that say that there was one but not which; it
+    /// is folded into the weights. 0: none.
+    pub activation_scale: f32,
+    /// 0.
+    pub reserved: u32,
+}
+sized!(sae_load_options: format, convention, first_latent, n_latents, release, release_context, device, dtype, flags,
+    activation_scale, reserved);
+
+/// Load options, understood.
+#[derive(Default)]
+pub(super) struct LoadChoice {
+    pub(super) load: LoadOptions,
+    /// Whether the caller's matrices are used where they are, and what to call when they are not any more.
+    pub(super) borrow: Option<(sae_release, *mut c_void)>,
+}
+
+impl LoadChoice {
+    /// The options behind a pointer; NULL: the defaults.
+    ///
+    /// # Safety
+    /// What it points to must be so.
+    pub(super) unsafe fn read(pointer: *const sae_load_options) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let Some(given) = sized::read("options", pointer)? else { return Ok(Self::default()) };
+            check_flags("options.flags", given.flags, SAE_LOAD_MAP | SAE_LOAD_BORROW)?;
+            given.device.choose("options")?;
+            if given.reserved != 0 {
+                return fail!(InvalidArgument, "options.reserved: {} is not known; leave it 0", given.reserved);
+            }
+            let (first, n) =
+                (count("options.first_latent", given.first_latent)?, count("options.n_latents", given.n_latents)?);
+            if first > 0 && n == 0 {
+                return fail!(InvalidArgument, "options.n_latents: is 0, but first_latent is {first}; say how many");
+            }
+            let borrow = given.flags & SAE_LOAD_BORROW != 0;
+            if !borrow && given.release.is_some() {
+                return fail!(InvalidArgument, "options.release: is set, but SAE_LOAD_BORROW is not");
+            }
+            let load = LoadOptions {
+                format: text("options.format", given.format)?.map(str::to_owned),
+                dtype: given.dtype.choose("options")?,
+                map: given.flags & SAE_LOAD_MAP != 0,
+                latents: (n > 0).then_some((first, n)),
+                activation_scale: (given.activation_scale != 0.0).then_some(given.activation_scale),
+                convention: sae_convention::read("options.convention", given.convention)?,
+            };
+            Ok(Self { load, borrow: borrow.then_some((given.release, given.release_context)) })
+        }
+    }
+
+    /// Refuses what is for weights in memory alone.
+    pub(super) fn refuse_borrow(&self) -> Result<()> {
+        match self.borrow {
+            None => Ok(()),
+            Some(_) => fail!(
+                InvalidArgument,
+                "options.flags: SAE_LOAD_BORROW is for weights in memory; SAE_LOAD_MAP maps a file"
+            ),
+        }
+    }
+}
