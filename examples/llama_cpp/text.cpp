@@ -87,6 +87,12 @@ Corpus::Corpus(const std::string &folder, Part part, size_t window, uint32_t see
     for (auto &turn : turns_) std::shuffle(turn.begin(), turn.end(), random);
 }
 
+size_t Corpus::pieces() const {
+    size_t n = 0;
+    for (const Document &document : documents_) n += document.pieces.size();
+    return n;
+}
+
 bool Corpus::next_piece(bool speech, Window &window, std::string_view &text) {
     std::deque<int32_t> &turn = turns_[speech];
     if (turn.empty()) return false;

@@ -31,6 +31,7 @@ class Corpus {
 
     bool next(const Model &model, Window &window);  // false: all text was given out
     const std::vector<Document> &documents() const { return documents_; }
+    size_t pieces() const;                          // not yet given out; nearly all make a window
 
   private:
     bool next_piece(bool speech, Window &window, std::string_view &text);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <numeric>
 #include <random>
+#include <stdexcept>
 
 #include "capture.hpp"
 #include "progress.hpp"
@@ -103,6 +104,8 @@ sae::Model train(const Model &model, const std::string &text, const TrainSetting
         for (size_t i = 0; i < rows.keep.size(); i += s.batch)
             run.step(rows.x.data() + i * d, rows.keep.data() + i, std::min(s.batch, rows.keep.size() - i), 1);
     };
+    if (const size_t most = corpus.pieces() * s.window; s.tokens < 1024 || s.tokens > most)
+        throw std::invalid_argument("there is text for 1024 to " + std::to_string(most) + " tokens of training, not for " + std::to_string(s.tokens));
     size_t streamed = 0;
     bool started = false;
     for (Rows rows; streamed < s.tokens && stream.next(rows);) {
