@@ -27,7 +27,7 @@ test:
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) test
-	if [ -f examples/llama_cpp/Makefile ]; then $(MAKE) -C examples/llama_cpp test; fi
+	$(MAKE) -C examples/llama_cpp test
 
 # Encode, decode and a training step against torch, in the same run.
 bench:
