@@ -23,6 +23,7 @@
 //   flag. NULL options are the defaults. Later versions append fields; older and newer callers are understood.
 // * `const T *` handles may be used by many threads at once, `T *` by one at a time. Handles are freed by their own
 //   function, which takes NULL.
+// * Callbacks must not throw, and must be callable from every thread that calls the library, or that the host lends it.
 // * Texts are UTF-8. A pointer does not matter where its count is 0. Codes and flags that are not known are refused.
 // * Shapes: T tokens, from 0 to a session's most; d_in, d_out: widths of vectors; n_latents: latents, and `width` slots
 //   for the active ones of a token. A latent's index is global: in a shard too, it is the whole model's.

@@ -7,6 +7,7 @@ use sae::capi::*;
 
 pub(crate) const F32: sae_dtype = sae_dtype { code: SAE_DTYPE_FLOAT, bits: 32, lanes: 1 };
 pub(crate) const I32: sae_dtype = sae_dtype { code: SAE_DTYPE_INT, bits: 32, lanes: 1 };
+pub(crate) const F16: sae_dtype = sae_dtype { code: SAE_DTYPE_FLOAT, bits: 16, lanes: 1 };
 pub(crate) const BF16: sae_dtype = sae_dtype { code: SAE_DTYPE_BFLOAT, bits: 16, lanes: 1 };
 
 /// Memory, and a tensor over it.

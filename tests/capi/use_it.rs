@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sae::capi::*;
 
-use crate::host::{Array, BF16, Pool, init, numbers, ok, plan, refused, transcoder_plan};
+use crate::host::{Array, BF16, F16, Pool, init, numbers, ok, plan, refused, transcoder_plan};
 
 #[test]
 fn info_tells_what_a_saved_model_is() {
@@ -230,4 +230,39 @@ fn one_model_serves_many_threads() {
         let all: Vec<_> = (0..8).map(|_| scope.spawn(move || encode(shared as *const sae_model))).collect();
         assert!(all.into_iter().all(|thread| thread.join().unwrap() == alone));
     });
+}
+
+#[test]
+fn tensors_begin_where_they_say_and_hold_what_they_say() {
+    let session = plan().model().session(&init());
+    let encode = |x: &sae_tensor| {
+        let (values, indices, counts) =
+            (Array::f32(&[0.0; 12], &[3, 4]), Array::i32(&[0; 12], &[3, 4]), Array::i32(&[0; 3], &[3]));
+        let mut features = init::<sae_features>();
+        (features.values, features.indices, features.counts) = (values.tensor, indices.tensor, counts.tensor);
+        ok(|e| unsafe { sae_encode(session.0, null(), x, null(), &features, e) });
+        (values.memory.clone(), indices.memory.clone(), counts.memory.clone())
+    };
+    let numbers = numbers(24, 3);
+    type Halves = (sae_dtype, fn(f32) -> u16, fn(u16) -> f32);
+    let halves: [Halves; 2] = [
+        (F16, |v| half::f16::from_f32(v).to_bits(), |v| half::f16::from_bits(v).to_f32()),
+        (BF16, |v| half::bf16::from_f32(v).to_bits(), |v| half::bf16::from_bits(v).to_f32()),
+    ];
+    for (dtype, narrow, widen) in halves {
+        let bits: Vec<u16> = numbers.iter().map(|&v| narrow(v)).collect();
+        let wide: Vec<f32> = bits.iter().map(|&v| widen(v)).collect();
+        let expected = encode(&Array::f32(&wide, &[3, 8]).tensor);
+        // Rows ten elements apart, the first of them after three others.
+        let mut strided = vec![u16::MAX; 3];
+        strided.extend(bits.chunks(8).flat_map(|row| row.iter().copied().chain([u16::MAX; 2])));
+        let mut x = Array::f32(&[0.0; 24], &[3, 8]);
+        (x.tensor.data, x.tensor.byte_offset, x.tensor.dtype) = (strided.as_mut_ptr().cast(), 6, dtype);
+        x.strides[0] = 10;
+        assert!(encode(&x.tensor) == expected);
+    }
+    let mut x = Array::f32(&numbers, &[3, 8]);
+    let expected = encode(&x.tensor);
+    x.tensor.strides = null_mut();
+    assert!(encode(&x.tensor) == expected, "no strides: row-major");
 }
