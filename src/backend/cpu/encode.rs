@@ -16,7 +16,6 @@ pub(crate) enum Rows<'a> {
     /// A model's matrix, in its own type.
     Matrix(&'a Matrix),
     /// Plain numbers, `[n, d]`: a trainer's.
-    #[allow(dead_code)]
     F32 {
         /// The numbers.
         values: &'a [f32],
