@@ -28,8 +28,8 @@
 // * Shapes: T tokens, from 0 to a session's most; d_in, d_out: widths of vectors; n_latents: latents, and `width` slots
 //   for the active ones of a token. A latent's index is global: in a shard too, it is the whole model's.
 // * Hot calls (`sae_encode…`, `sae_decode`, `sae_reconstruct`, `sae_steer`, `sae_features_merge`, `sae_set_edits`)
-//   allocate nothing, write only what the caller gave them, and give the same bits on any number of threads, in any split
-//   of a batch and with any instruction set. An output equals its input exactly or does not overlap it.
+//   allocate nothing (see `sae_pool_create`), write only what the caller gave them, and give the same bits on any number of
+//   threads, in any split of a batch and with any instruction set. An output equals its input exactly or does not overlap it.
 //
 // Generated from the library's sources; do not edit. In C++, sae.hpp is more comfortable.
 
@@ -220,8 +220,11 @@ typedef void (*sae_task)(void *arg, size_t i);
 /// library with it.
 typedef void (*sae_parallel_for)(void *context, size_t n, sae_task task, void *arg);
 
-/// Starts `threads` threads of the library's own; 0: one per core. 1 is the calling thread itself.
-sae_status sae_pool_create(int32_t threads, sae_pool **out, sae_error **error);
+/// Starts `threads` threads of the library's own; 0: one per core. 1 is the calling thread itself. Handing work to other
+/// threads takes a lock and now and then a little memory; with one thread, or the host's, calls do neither.
+sae_status sae_pool_create(int32_t threads,
+                           sae_pool **out,
+                           sae_error **error);
 
 /// Uses the host's threads through its own `parallel_for`, of which up to `threads` run at once. A call then takes no lock
 /// and wakes no thread of the library's. `context` is handed back. Both must stay valid while the pool, or a session or

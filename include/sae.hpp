@@ -512,7 +512,6 @@ struct Steering {
   Tensor row_slot;
   std::optional<FeaturesRef> known;
   Tensor y;
-  TensorMut out;
 };
 
 /// One stream of work over one model, for one thread at a time.
@@ -604,13 +603,13 @@ class Session {
   Outcome<> steer(const TensorMut &x, const Tensor &row_slot = {}, const sae_run *run = nullptr) {
     Steering steering;
     steering.row_slot = row_slot;
-    return steer(Input(x), steering, run);
+    return steer(Input(x), steering, x, run);
   }
 
-  /// Steers whom and where it is said. `x` is written if neither `y` nor `out` is given.
-  Outcome<> steer(const Input &input, const Steering &steering, const sae_run *run = nullptr) {
+  /// Steers whom it is said, into `result`, which may be exactly what is edited: `steering.y`, or x without one.
+  Outcome<> steer(const Input &input, const Steering &steering, const TensorMut &result, const sae_run *run = nullptr) {
     const sae_tensor x = input.x.c(), addend = input.addend.c();
-    const sae_tensor row_slot = steering.row_slot.c(), y = steering.y.c(), out = steering.out.c();
+    const sae_tensor row_slot = steering.row_slot.c(), y = steering.y.c(), out = result.c();
     sae_features known = SAE_FEATURES_INIT;
     if (steering.known) known = steering.known->c();
     sae_steering how = SAE_STEERING_INIT;

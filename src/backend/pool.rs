@@ -69,7 +69,7 @@ impl Pool {
         Self(Kind::Serial)
     }
 
-    /// `threads` threads of our own; 0 means one per core.
+    /// `threads` threads of our own, whose queue takes a lock and now and then a little memory; 0 means one per core.
     pub fn new(threads: usize) -> Result<Self> {
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),

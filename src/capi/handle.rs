@@ -45,9 +45,11 @@ pub(super) unsafe fn put<T: Handle>(place: *mut *mut T, value: T) {
     unsafe { place.write(give(value)) };
 }
 
-/// What one thread uses at a time. A call that comes while another runs is refused instead of racing with it.
+/// What one thread uses at a time. A call that comes while another runs is refused instead of racing with it. After a
+/// panic the value may be half changed, so that it serves no more.
 pub(super) struct Exclusive<T> {
     busy: AtomicBool,
+    broken: AtomicBool,
     value: UnsafeCell<T>,
 }
 
@@ -56,7 +58,7 @@ unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
     pub(super) fn new(value: T) -> Self {
-        Self { busy: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self { busy: AtomicBool::new(false), broken: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
     /// Access to the value until the guard is dropped.
@@ -64,7 +66,11 @@ impl<T> Exclusive<T> {
         if self.busy.swap(true, Ordering::Acquire) {
             return fail!(BadState, "{name}: is in use by another call; it serves one thread at a time");
         }
-        Ok(Entered(self))
+        let entered = Entered(self);
+        if self.broken.load(Ordering::Relaxed) {
+            return fail!(BadState, "{name}: an earlier call failed within the library and left it unusable; free it");
+        }
+        Ok(entered)
     }
 }
 
@@ -89,6 +95,9 @@ impl<T> DerefMut for Entered<'_, T> {
 
 impl<T> Drop for Entered<'_, T> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.store(true, Ordering::Relaxed);
+        }
         self.0.busy.store(false, Ordering::Release);
     }
 }
@@ -105,5 +114,20 @@ mod tests {
         assert_eq!(value.enter("session").err().unwrap().status(), crate::Status::BadState);
         drop(first);
         assert_eq!(*value.enter("session").unwrap(), 2);
+    }
+
+    #[test]
+    fn after_a_panic_it_serves_no_more() {
+        let value = Exclusive::new(1);
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _entered = value.enter("trainer").unwrap();
+            panic!("on purpose");
+        }));
+        assert!(panic.is_err());
+        for _ in 0..2 {
+            let error = value.enter("trainer").err().unwrap();
+            assert_eq!(error.status(), crate::Status::BadState);
+            assert!(error.message().contains("free it"), "{error}");
+        }
     }
 }

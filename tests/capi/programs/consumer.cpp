@@ -112,8 +112,7 @@ void steer(sae::Session &session, const sae::Model &model, const std::vector<flo
   steering.row_slot = slots;
   steering.known = features;
   std::vector<float> out(x.size());
-  steering.out = {out.data(), tokens, d};
-  session.steer({{x.data(), tokens, d}}, steering);
+  session.steer({{x.data(), tokens, d}}, steering, {out.data(), tokens, d});
   for (std::int64_t j = 0; j < d; ++j) CHECK(std::abs(out[j] - (x[j] - value * sigma * row[j])) < 1e-5f);
   CHECK(std::memcmp(out.data() + 2 * d, x.data() + 2 * d, (tokens - 2) * d * sizeof(float)) == 0);
   std::vector<float> again = x;
