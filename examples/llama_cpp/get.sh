@@ -19,23 +19,30 @@ for tool in python3 npm g++ tar sha256sum; do
 done
 python3 -m pip --version >/dev/null 2>&1 || fail "needs pip for python3 (Debian: apt-get install python3-pip)"
 
-check() { # FILE SHA256
-  echo "$2  $1" | sha256sum --quiet --check - >&2 || { rm -f "$1"; fail "$1 is not the file this example was written for; it was removed, run again"; }
+# A file stands under its name in download/ only once it is whole and the one expected; what stands there is checked all the same.
+is() { [ -f "$1" ] && echo "$2  $1" | sha256sum --status --check -; }
+
+get() { # FILE SHA256 WHAT COMMAND...   The command downloads into download/part.
+  is "download/$1" "$2" && return
+  say "Downloading $3"
+  rm -rf "download/$1" download/part && mkdir -p download/part
+  "${@:4}" || fail "could not download $3 (the reason is above). Is the network, or the proxy or mirror that the client is set to, there? Then run again: what is done is kept"
+  is "download/part/$1" "$2" || fail "what came as $3 is not the file this example was written for: $(ls download/part | head -3 | tr '\n' ' ')has another checksum than $2. It was not used; look at what the client's mirror serves, then run again"
+  mv "download/part/$1" "download/$1"
+  rm -rf download/part
 }
 
+# pip checks the hash before it uses a file.
 pip_get() { # FILE SHA256 REQUIREMENT [PIP OPTION...]
-  [ -f "download/$1" ] && return
-  say "Downloading $3 from PyPI"
-  python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest download "${@:4}" "$3"
-  check "download/$1" "$2"
+  get "$1" "$2" "$3 from PyPI" python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest download/part "${@:4}" \
+    --require-hashes --requirement <(echo "$3 --hash=sha256:$2")
 }
 
-npm_get() { # FILE SHA256 PACKAGE
-  [ -f "download/$1" ] && return
-  say "Downloading $3 from npm"
-  npm pack --silent --pack-destination download "$3" >/dev/null
-  check "download/$1" "$2"
+npm_pack() { # PACKAGE
+  npm pack --pack-destination download/part "$1" >download/part/log 2>&1 || { cat download/part/log >&2; return 1; }
 }
+
+npm_get() { get "$1" "$2" "$3 from npm" npm_pack "$3"; } # FILE SHA256 PACKAGE
 
 # --- the model -------------------------------------------------------------------------------------------------------
 if [ ! -f model.gguf ]; then
@@ -62,6 +69,7 @@ fi
 # --- the engine ---------------------------------------------------------------------------------------------------------
 if [ ! -f engine/.done ]; then
   if [ ! -f llama.cpp/CMakeLists.txt ]; then
+    # pip gives no source archive without having asked its build backend (from PyPI too) for its metadata, once the hash is checked.
     sdist=llama_cpp_python-0.3.36.tar.gz
     pip_get $sdist 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e llama-cpp-python==0.3.36 --no-binary llama-cpp-python
     say "Unpacking llama.cpp"
@@ -69,9 +77,16 @@ if [ ! -f engine/.done ]; then
     tar -xzf "download/$sdist" -C unpack --strip-components=2 llama_cpp_python-0.3.36/vendor/llama.cpp
     mv unpack/llama.cpp llama.cpp && rmdir unpack && rm "download/$sdist"
   fi
-  if [ ! -x tools/cmake/data/bin/cmake ]; then
+  if [ ! -f tools/.done ]; then
     say "Installing CMake and Ninja into $out/tools"
-    python3 -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target tools cmake==4.1.3 ninja==1.13.0
+    rm -rf tools
+    # The wheels for x86-64 and for ARM64.
+    python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target tools --require-hashes --requirement /dev/stdin <<'EOT' ||
+cmake==4.1.3 --hash=sha256:81f11b72bc59cbe547d9f283487ef0519bf68176edffcdfa1a4dc5a52f292369 --hash=sha256:3893eb9c20d8a8bac3d951bbef9a4ce9d5495cd35a08b4e08d76215f5ead5897
+ninja==1.13.0 --hash=sha256:fb46acf6b93b8dd0322adc3a4945452a4e774b75b91293bafcc7b7f8e6517dfa --hash=sha256:3d00c692fb717fd511abeb44b8c5d00340c36938c12d6538ba989fe764e79630
+EOT
+      fail "could not install cmake 4.1.3 and ninja 1.13.0 from PyPI (the reason is above). On another system than x86-64 or ARM64 Linux with glibc, add its wheels' hashes here; else see to the network and run again"
+    touch tools/.done
   fi
 
   # ggml's GGML_NATIVE would also name AMX, which GCC 12 miscompiles: name what this machine has, one by one.
