@@ -51,11 +51,12 @@ Contexts find_contexts(const sae::Model &sae, const sae::Pool &pool, const Rows 
 void show_capture(const Model &model, const sae::Model &sae, const sae::Pool &pool, int32_t layer, const std::string &prompt, const Rows &seen,
                   const Contexts &contexts, const Themes &themes) {
     const std::vector<llama_token> tokens = model.tokenize(prompt);
-    std::vector<BatchRow> batch{{model.document_start(), 0, 0}};
+    std::vector<BatchRow> batch{{model.start(), 0, 0}};
     for (llama_token t : tokens) batch.push_back({t, batch.back().pos + 1, 0});
 
     EngineOptions e;
     e.layer = layer;
+    e.n_threads = pool.threads();
     e.n_ctx_seq = e.n_batch = e.n_ubatch = uint32_t(batch.size());
     Engine engine(model, e);
     sae::Session session = make_session(sae, pool, batch.size());

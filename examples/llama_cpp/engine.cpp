@@ -48,6 +48,23 @@ Model::Model(const std::string &path) {
     model_.reset(llama_model_load_from_file(path.c_str(), p));
     if (!model_) throw std::runtime_error("llama.cpp could not load " + path + " (run examples/llama_cpp/get.sh first)");
     vocab_ = llama_model_get_vocab(model_.get());
+    if (start() == LLAMA_TOKEN_NULL) throw std::runtime_error(path + " names no token to begin a text with (tokenizer.ggml.bos_token_id)");
+}
+
+std::string Model::name() const {
+    char name[128];
+    return llama_model_meta_val_str(model_.get(), "general.name", name, sizeof name) > 0 ? name : "a model without a name";
+}
+
+std::string Model::description() const {
+    char type[16];
+    const bool known = llama_model_meta_val_str(model_.get(), "general.file_type", type, sizeof type) > 0;
+    return std::to_string((llama_model_n_params(model_.get()) + 500000) / 1000000) + "M parameters, " + (known ? llama_ftype_name(llama_ftype(std::stoi(type))) : "of unknown file type");
+}
+
+void Model::check_hook(int64_t layer) const {
+    if (layer < 0 || layer >= n_layers() - 1)
+        throw std::invalid_argument("layer " + std::to_string(layer) + " cannot be hooked: choose 0 to " + std::to_string(n_layers() - 2));
 }
 
 std::vector<llama_token> Model::tokenize(std::string_view text) const {
@@ -71,9 +88,9 @@ std::string Model::text(const llama_token *tokens, size_t n) const {
 }
 
 Engine::Engine(const Model &model, const EngineOptions &o)
-    : tensor_name_("l_out-" + std::to_string(o.layer)), d_(model.d()), rows_(o.kv_unified, 1), context_(make_context(model, o, eval, this)) {
-    if (o.layer < 0 || o.layer >= model.n_layers() - 1)
-        throw std::invalid_argument("layer " + std::to_string(o.layer) + " cannot be hooked: choose 0 to " + std::to_string(model.n_layers() - 2));
+    : tensor_name_("l_out-" + std::to_string(o.layer)), d_(model.d()), rows_(o.kv_unified, 1) {
+    model.check_hook(o.layer);
+    context_.reset(make_context(model, o, eval, this));
     rows_ = RowMap(o.kv_unified, llama_n_ctx_seq(context_.get()));
 }
 

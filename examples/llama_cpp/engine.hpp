@@ -40,8 +40,11 @@ class Model {
 
     int32_t d() const { return llama_model_n_embd(model_.get()); }
     int32_t n_layers() const { return llama_model_n_layer(model_.get()); }
+    void check_hook(int64_t layer) const;  // throws if the residual after this block cannot be hooked
     int32_t n_vocab() const { return llama_vocab_n_tokens(vocab_); }
-    llama_token document_start() const { return 0; }  // <|endoftext|>, what stood between documents when SmolLM2 was trained
+    std::string name() const;         // as its file says: what it is, and in which type its weights are
+    std::string description() const;
+    llama_token start() const { return llama_vocab_bos(vocab_); }  // what stands before every text here, the attention's sink
     bool ends_text(llama_token token) const { return llama_vocab_is_eog(vocab_, token); }
 
     std::vector<llama_token> tokenize(std::string_view text) const;
@@ -65,7 +68,7 @@ struct EngineOptions {
     uint32_t n_ubatch = 512;
     bool kv_unified = false;     // one KV cache for all sequences, or one each
     bool flash_attention = true; // its kernels differ by how many rows they get, in more than the last bits
-    int32_t n_threads = 2;
+    int32_t n_threads = 2;       // give the library's pool as many
 };
 
 class Engine {
@@ -95,4 +98,16 @@ class Engine {
     Hook hook_;
     std::exception_ptr failure_;  // exceptions must not cross llama.cpp's C frames
     std::unique_ptr<llama_context, Free> context_;
+};
+
+// A hook that is off again at the end of the scope, whatever happens in it: it may refer to what lives there.
+class HookScope {
+  public:
+    HookScope(Engine &engine, Engine::Hook hook) : engine_(engine) { engine_.on_residual(std::move(hook)); }
+    ~HookScope() { engine_.on_residual(nullptr); }
+    HookScope(const HookScope &) = delete;
+    HookScope &operator=(const HookScope &) = delete;
+
+  private:
+    Engine &engine_;
 };

@@ -31,7 +31,7 @@ std::vector<std::vector<llama_token>> generate(const Model &model, Engine &engin
     std::vector<Sampler> samplers;
     for (size_t s = 0; s < prompts.size(); s++) {
         const auto seq = llama_seq_id(s);
-        batch.push_back({model.document_start(), 0, seq});
+        batch.push_back({model.start(), 0, seq});
         for (llama_token t : prompts[s]) batch.push_back({t, batch.back().pos + 1, seq});
         batch.back().wants_logits = true;
         last.push_back(batch.size() - 1);

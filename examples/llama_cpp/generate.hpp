@@ -13,6 +13,6 @@ struct Sampling {
     uint32_t seed = 1;  // the same for every sequence: what differs between the texts is the steering alone
 };
 
-// Continues each prompt (given without the document start token) as sequence 0, 1, … by n tokens. Returns the new tokens.
+// Continues each prompt (given without the start token) as sequence 0, 1, … by n tokens. Returns the new tokens.
 std::vector<std::vector<llama_token>> generate(const Model &model, Engine &engine, const std::vector<std::vector<llama_token>> &prompts, size_t n,
                                                const Sampling &sampling = {});

@@ -1,10 +1,11 @@
 // An SAE inside llama.cpp: trained on the residuals that stream by, saved, loaded, read and steered by, in one process.
+#include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "capture.hpp"
 #include "overhead.hpp"
@@ -15,9 +16,11 @@
 namespace {
 
 const char *const usage =
-    "usage: demo demo   --data FOLDER [--tokens 60000] [--layer 14] [--prompt TEXT]\n"
-    "       demo record --data FOLDER [--tokens 200000] [--held-out 20000] [--layer 14] [--out FOLDER/recording]\n"
-    "FOLDER is what get.sh filled: model.gguf and text/.\n";
+    "usage: demo demo   --data FOLDER [--tokens 60000] [--layer 14] [--threads N] [--prompt TEXT]\n"
+    "       demo record --data FOLDER [--tokens 200000] [--held-out 20000] [--layer 14] [--threads N]\n"
+    "                                 [--out FOLDER/recording]\n"
+    "FOLDER is what get.sh filled: model.gguf and text/. N threads are for the engine, and as many for the library: by default\n"
+    "one per core, 8 at most.\n";
 
 class Arguments {
   public:
@@ -29,12 +32,13 @@ class Arguments {
         }
     }
     std::string text(const std::string &name, const std::string &otherwise) { return take(name, otherwise); }
-    size_t number(const std::string &name, size_t otherwise) {
+    size_t number(const std::string &name, size_t otherwise, size_t least, size_t most) {
         const std::string value = take(name, std::to_string(otherwise));
-        char *end = nullptr;
-        const unsigned long long n = std::strtoull(value.c_str(), &end, 10);
-        if (value.empty() || *end || value[0] == '-') throw std::invalid_argument("--" + name + " must be a number, not " + value);
-        return size_t(n);
+        const bool digits = !value.empty() && value.size() < 19 && value.find_first_not_of("0123456789") == std::string::npos;
+        const size_t n = digits ? size_t(std::stoull(value)) : 0;
+        if (!digits || n < least || n > most)
+            throw std::invalid_argument("--" + name + " must be a number from " + std::to_string(least) + " to " + std::to_string(most) + ", not \"" + value + "\"");
+        return n;
     }
     void finish() const {
         if (!values_.empty()) throw std::invalid_argument("unknown option --" + values_.begin()->first);
@@ -51,28 +55,41 @@ class Arguments {
     std::map<std::string, std::string> values_;
 };
 
+constexpr size_t most_tokens = 1'000'000'000, most_layers = 10'000;
+
+int32_t layer_of(Arguments &arguments) { return int32_t(arguments.number("layer", 14, 0, most_layers)); }
+
+int32_t threads_of(Arguments &arguments) {
+    return int32_t(arguments.number("threads", std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 8), 1, 1024));
+}
+
 void heading(const char *text) { std::printf("\n\033[1m== %s\033[0m\n", text), std::fflush(stdout); }
 
 void demo(Arguments &arguments) {
     const std::string data = arguments.text("data", "build/llama_cpp");
     const std::string prompt = arguments.text("prompt", "The ship sailed for three weeks before the captain saw land, and the crew thanked God that the war was over.");
     TrainSettings settings;
-    settings.tokens = arguments.number("tokens", settings.tokens);
-    settings.layer = int32_t(arguments.number("layer", size_t(settings.layer)));
+    settings.tokens = arguments.number("tokens", settings.tokens, 1, most_tokens);
+    settings.layer = layer_of(arguments);
+    const int32_t threads = threads_of(arguments);
     arguments.finish();
 
     const Model model(data + "/model.gguf");
-    const sae::Pool pool = sae::Pool::create(0);
+    model.check_hook(settings.layer);
+    const sae::Pool pool = sae::Pool::create(threads);
     const std::string file = data + "/sae.safetensors";
 
     heading("Training an SAE on the residual stream as the engine reads");
-    std::printf("SmolLM2-135M, after block %d of %d (l_out-%d): d = %d, n = %lld latents, k = %lld, %zu tokens of books and speeches, %zu passes\n", settings.layer,
-                model.n_layers(), settings.layer, model.d(), static_cast<long long>(settings.n_latents), static_cast<long long>(settings.k), settings.tokens,
-                settings.passes);
+    std::printf("Model: %s (%s), read from its file. Texts begin with its token %s.\n", model.name().c_str(), model.description().c_str(), model.text(model.start()).c_str());
+    std::printf("After block %d of %d (l_out-%d): d = %d, n = %lld latents, k = %lld, %zu tokens of books and speeches, %zu passes\n", settings.layer, model.n_layers(),
+                settings.layer, model.d(), static_cast<long long>(settings.n_latents), static_cast<long long>(settings.k), settings.tokens, settings.passes);
     Rows kept;
     train(model, data + "/text", settings, pool, kept).save(file);
     const sae::Model sae = sae::Model::load(file);
-    std::printf("Saved to %s and loaded. FVU on documents it never saw: %.3f\n", file.c_str(), held_out_fvu(model, sae, data + "/text", settings, pool, 4096));
+    const HeldOut held_out = held_out_fvu(model, sae, data + "/text", settings, pool, 4096);
+    std::printf("Saved to %s and loaded. FVU on documents it never saw: %.3f over %zu rows\n", file.c_str(), held_out.fvu, held_out.rows);
+    std::printf("(attention sinks left out, as in training: %zu first tokens of a window, %zu other rows of %g times the median norm or more)\n", held_out.first, held_out.large,
+                double(ResidualStream::large));
 
     heading("What the features are");
     const Contexts contexts = find_contexts(sae, pool, kept, settings.window);
@@ -83,7 +100,7 @@ void demo(Arguments &arguments) {
     show_steering(model, sae, pool, settings.layer, kept.windows, contexts, themes);
 
     heading("What it costs");
-    show_overhead(model, sae, pool, settings.layer);
+    show_overhead(model, sae, pool, settings.layer, data + "/overhead.json");
 }
 
 void record_residuals(Arguments &arguments) {
@@ -91,9 +108,10 @@ void record_residuals(Arguments &arguments) {
     RecordOptions o;
     o.text = data + "/text";
     o.folder = arguments.text("out", data + "/recording");
-    o.layer = int32_t(arguments.number("layer", 14));
-    o.training = arguments.number("tokens", 200000);
-    o.held_out = arguments.number("held-out", 20000);
+    o.layer = layer_of(arguments);
+    o.training = arguments.number("tokens", 200000, 1, most_tokens);
+    o.held_out = arguments.number("held-out", 20000, 1, most_tokens);
+    o.threads = threads_of(arguments);
     o.window = 128;
     o.seed = 1;
     arguments.finish();

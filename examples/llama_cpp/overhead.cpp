@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <thread>
 #include <cstdio>
+#include <cstdlib>
+#include <fstream>
 #include <functional>
+#include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "capture.hpp"
@@ -19,22 +21,46 @@ namespace {
 constexpr int rounds = 8, prompt_tokens = 16, decoded_tokens = 24;  // per round
 
 struct Variant {
-    const char *name;
+    std::string name;
     Engine &engine;
     Engine::Hook hook;
     std::vector<double> ms{};  // per decoded token
 };
 
-double median(std::vector<double> v) {
-    std::nth_element(v.begin(), v.begin() + std::ptrdiff_t(v.size() / 2), v.end());
-    return v[v.size() / 2];
+double quantile(std::vector<double> v, double q) {
+    const auto at = v.begin() + std::ptrdiff_t(double(v.size() - 1) * q);
+    std::nth_element(v.begin(), at, v.end());
+    return *at;
+}
+
+double median(const std::vector<double> &v) { return quantile(v, 0.5); }
+
+std::string processor() {
+    std::ifstream file("/proc/cpuinfo");
+    for (std::string line; std::getline(file, line);)
+        if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos) return line.substr(line.find(": ") + 2);
+    return "";
+}
+
+std::string quoted(const std::string &text) {
+    std::string all = "\"";
+    for (char c : text)
+        if (c == '"' || c == '\\') all += {'\\', c};
+        else if (static_cast<unsigned char>(c) >= 0x20) all += c;
+    return all + '"';
+}
+
+std::string number(double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.4f", x);
+    return text;
 }
 
 // A prompt, then tokens one by one, as one request is served.
 void measure(const Model &model, Variant &variant) {
-    variant.engine.on_residual(variant.hook);
+    const HookScope hook(variant.engine, variant.hook);
     variant.engine.forget();
-    std::vector<BatchRow> batch{{model.document_start(), 0, 0}};
+    std::vector<BatchRow> batch{{model.start(), 0, 0}};
     for (int32_t pos = 1; pos < prompt_tokens; pos++) batch.push_back({300 + 7 * pos, pos, 0, pos + 1 == prompt_tokens});
     variant.engine.decode(batch);
     for (int32_t i = 0; i < decoded_tokens; i++) {
@@ -43,12 +69,11 @@ void measure(const Model &model, Variant &variant) {
         variant.engine.decode(batch);
         variant.ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
     }
-    variant.engine.on_residual(nullptr);
 }
 
 }  // namespace
 
-void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &pool, int32_t layer) {
+void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &pool, int32_t layer, const std::string &file) {
     const sae_info info = sae.info();
     sae::Session small = make_session(sae, pool, prompt_tokens);
     sae::Session large = make_session(random_sae(info.d_in, 32768, info.k), pool, prompt_tokens);
@@ -72,6 +97,7 @@ void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &p
     };
     EngineOptions options;
     options.layer = layer;
+    options.n_threads = pool.threads();
     Engine hooked(model, options);
     options.hooked = false;
     Engine bare(model, options);
@@ -79,7 +105,7 @@ void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &p
         {"the engine alone, without a callback", bare, nullptr},
         {"capture and steering switched off", hooked, nullptr},
         {"reading the residual, no SAE", hooked, [](const Residual &) { return Then::go_on; }},
-        {"capture, n = 4608", hooked, capture(small)},
+        {"capture, n = " + std::to_string(info.n_latents), hooked, capture(small)},
         {"capture, n = 32768", hooked, capture(large)},
         {"capture, n = 32768, weights in bf16", hooked, capture(large_bf16)},
         {"steering, add one feature", hooked, steer(add)},
@@ -92,13 +118,27 @@ void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &p
             progress.show(round + 1);
         }
     }
-    double load = 0;
-    if (getloadavg(&load, 1) == 1 && load > 1.5 * std::thread::hardware_concurrency())
-        std::printf("This machine has other work to do (load %.1f on %u cores): the numbers are not worth much.\n", load, std::thread::hardware_concurrency());
+    double load = -1;
+    const unsigned cores = std::thread::hardware_concurrency();
+    if (getloadavg(&load, 1) == 1 && load > 1.5 * cores)
+        std::printf("This machine has other work to do (load %.1f on %u cores): the numbers are not worth much.\n", load, cores);
     const double alone = median(variants[0].ms);
-    std::printf("Per decoded token of one sequence (medians of %d):\n", rounds * decoded_tokens);
+    std::printf("Per decoded token of one sequence (medians of %d), the engine and the library on %d threads each, of %u cores:\n", rounds * decoded_tokens, pool.threads(), cores);
     for (const Variant &variant : variants) {
         const double ms = median(variant.ms);
-        std::printf("  %-40s %7.2f ms  %+6.2f ms  %+5.1f%%\n", variant.name, ms, ms - alone, 100 * (ms / alone - 1));
+        std::printf("  %-40s %7.2f ms  %+6.2f ms  %+5.1f%%\n", variant.name.c_str(), ms, ms - alone, 100 * (ms / alone - 1));
     }
+
+    std::ofstream json(file, std::ios::trunc);
+    json << "{\n  \"model\": " << quoted(model.name() + ", " + model.description()) << ",\n  \"hook\": \"l_out-" << layer << "\",\n  \"d\": " << info.d_in
+         << ",\n  \"k\": " << info.k << ",\n  \"processor\": " << quoted(processor()) << ",\n  \"cores\": " << cores
+         << ",\n  \"threads_of_engine\": " << options.n_threads << ",\n  \"threads_of_library\": " << pool.threads() << ",\n  \"load_average\": " << number(load)
+         << ",\n  \"tokens_per_variant\": " << rounds * decoded_tokens << ",\n  \"per_decoded_token\": [\n";
+    for (const Variant &variant : variants)
+        json << "    {\"what\": " << quoted(variant.name) << ", \"ms\": " << number(median(variant.ms)) << ", \"ms_quartiles\": [" << number(quantile(variant.ms, 0.25)) << ", "
+             << number(quantile(variant.ms, 0.75)) << "], \"ratio\": " << number(median(variant.ms) / alone) << (&variant == &variants.back() ? "}\n" : "},\n");
+    json << "  ]\n}\n";
+    json.close();
+    if (!json) throw std::runtime_error("cannot write " + file);
+    std::printf("The same as JSON: %s\n", file.c_str());
 }

@@ -16,10 +16,12 @@ class Progress {
     Progress &operator=(const Progress &) = delete;
 
     void show(double done, const std::string &note = "") {
+        if (finished_) return;
         const auto now = Clock::now();
         const bool last = done >= total_;
         if (drawn_ && !last && now - drawn_at_ < (tty_ ? std::chrono::milliseconds(200) : std::chrono::seconds(15))) return;
         drawn_ = true;
+        finished_ = last;
         drawn_at_ = now;
         const double part = std::clamp(total_ > 0 ? done / total_ : 1.0, 0.0, 1.0);
         const double seconds = std::chrono::duration<double>(now - start_).count();
@@ -34,6 +36,6 @@ class Progress {
     using Clock = std::chrono::steady_clock;
     std::string what_;
     double total_;
-    bool tty_, drawn_ = false;
+    bool tty_, drawn_ = false, finished_ = false;
     Clock::time_point start_ = Clock::now(), drawn_at_{};
 };

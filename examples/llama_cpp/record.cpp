@@ -64,19 +64,25 @@ void record_part(const Model &model, Engine &engine, const RecordOptions &o, Par
         progress.show(double(done), std::to_string(done) + " rows");
     }
     x.close(), documents.close(), tokens.close();
-    std::printf("%s: %zu rows of %zu documents; %zu sinks beyond the first token of a window left out\n", name.c_str(), done, corpus.documents().size(), left_out);
+    std::printf("%s: %zu rows of %zu documents; %zu rows beyond the first of a window left out, being of more than %g times the median norm\n", name.c_str(), done,
+                corpus.documents().size(), left_out, double(ResidualStream::large));
 }
 
 }  // namespace
 
 void record(const Model &model, const RecordOptions &o) {
+    if (o.training == 0 || o.held_out == 0) throw std::invalid_argument("cannot record 0 tokens: give at least 1");
+    model.check_hook(o.layer);
     std::filesystem::create_directories(o.folder);
     EngineOptions e;
+    e.n_threads = o.threads;
     e.layer = o.layer;
     e.n_ctx_seq = uint32_t(o.window);
     e.n_seqs = windows_per_batch;
     e.n_batch = e.n_ubatch = uint32_t(o.window * windows_per_batch);
     Engine engine(model, e);
+    std::printf("%s (%s), l_out-%d; windows of %zu tokens begin with %s, whose row is left out\n", model.name().c_str(), model.description().c_str(), o.layer, o.window,
+                model.text(model.start()).c_str());
     record_part(model, engine, o, Part::training, o.training, "training");
     record_part(model, engine, o, Part::held_out, o.held_out, "held_out");
 }

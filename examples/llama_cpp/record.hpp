@@ -11,6 +11,7 @@ struct RecordOptions {
     int32_t layer;
     size_t training, held_out, window;
     uint32_t seed;
+    int32_t threads;
 };
 
 void record(const Model &model, const RecordOptions &options);

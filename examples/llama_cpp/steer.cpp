@@ -10,15 +10,19 @@
 namespace {
 
 constexpr float clamp_factor = 2;  // times the strongest activation seen in training
-const char *const plain_prompts[] = {"Yesterday I heard a story about", "The old man looked at us and said that", "The most important thing is"};
+const char *const choosing_prompts[] = {"The old man looked at us and said that", "The most important thing is", "When we came home in the evening"};
+const char *const shown_prompt = "Yesterday I heard a story about";
+constexpr uint32_t choosing_seed = 1, shown_seed = 2;
 
 using Texts = std::vector<std::vector<llama_token>>;
 
-Texts write(const Model &model, int32_t layer, BatchSteering &steering, const Texts &prompts, const std::vector<int32_t> &slots, size_t n) {
+Texts write(const Model &model, int32_t layer, BatchSteering &steering, const Texts &prompts, const std::vector<int32_t> &slots, size_t n,
+            uint32_t seed, int32_t threads) {
     size_t longest = 0, all = 0;
     for (const auto &prompt : prompts) longest = std::max(longest, prompt.size() + 1), all += prompt.size() + 1;
     EngineOptions e;
     e.layer = layer;
+    e.n_threads = threads;
     e.n_seqs = uint32_t(prompts.size());
     e.n_ctx_seq = uint32_t(longest + n);
     e.n_batch = e.n_ubatch = uint32_t(all);
@@ -27,7 +31,9 @@ Texts write(const Model &model, int32_t layer, BatchSteering &steering, const Te
         steering(r, slots);
         return Then::go_on;
     });
-    return generate(model, engine, prompts, n);
+    Sampling sampling;
+    sampling.seed = seed;
+    return generate(model, engine, prompts, n, sampling);
 }
 
 sae::Session steering_session(const sae::Model &sae, const sae::Pool &pool, size_t max_rows, size_t slots) {
@@ -49,22 +55,22 @@ Theme choose(const Model &model, const sae::Model &sae, const sae::Pool &pool, i
     BatchSteering steering(sae, pool, 2048, candidates.size());
     Texts prompts;
     std::vector<int32_t> slots;
-    for (const char *prompt : plain_prompts)
+    for (const char *prompt : choosing_prompts)
         for (int32_t c = -1; c < int32_t(candidates.size()); c++) {  // -1: unsteered
             prompts.push_back(model.tokenize(prompt));
             slots.push_back(c);
         }
     for (size_t c = 0; c < candidates.size(); c++)
         steering.set(int32_t(c), {sae::set(candidates[c].feature, clamp_factor * contexts.max(candidates[c].feature))});
-    const Texts texts = write(model, layer, steering, prompts, slots, 40);
+    const Texts texts = write(model, layer, steering, prompts, slots, 40, choosing_seed, pool.threads());
 
     std::printf("\nTried, each in a sequence of its own: the words of a feature's best contexts, and how often they turn up in %zu texts, unsteered and clamped up\n",
-                std::size(plain_prompts));
+                std::size(choosing_prompts));
     size_t best = 0, best_gain = 0;  // among equals the feature that fires more rarely, which says more
     const size_t stride = candidates.size() + 1;
     for (size_t c = 0; c < candidates.size(); c++) {
         size_t before = 0, after = 0;
-        for (size_t p = 0; p < std::size(plain_prompts); p++) {
+        for (size_t p = 0; p < std::size(choosing_prompts); p++) {
             before += candidates[c].found(flat(model, texts[p * stride]));
             after += candidates[c].found(flat(model, texts[p * stride + c + 1]));
         }
@@ -107,7 +113,7 @@ void show_steering(const Model &model, const sae::Model &sae, const sae::Pool &p
         std::printf("  %6.1f  …%s…\n", context.value, show_context(model, windows[context.window], context.pos).c_str());
     }
 
-    const std::vector<llama_token> plain = model.tokenize(plain_prompts[0]);
+    const std::vector<llama_token> plain = model.tokenize(shown_prompt);
     const std::vector<llama_token> &w = windows[best.window].tokens;
     size_t from = best.pos > 24 ? best.pos - 24 : 1;
     while (from > 1 && from < best.pos && model.text(w[from])[0] != ' ') from++;  // to where a word starts
@@ -116,9 +122,9 @@ void show_steering(const Model &model, const sae::Model &sae, const sae::Pool &p
     BatchSteering steering(sae, pool, 512, 2);
     steering.set(0, {sae::set(theme.feature, clamped)});
     steering.set(1, {sae::ablate(theme.feature)});
-    const Texts texts = write(model, layer, steering, {plain, plain, plain, own, own, own}, {-1, 0, 1, -1, 0, 1}, 64);
+    const Texts texts = write(model, layer, steering, {plain, plain, plain, own, own, own}, {-1, 0, 1, -1, 0, 1}, 64, shown_seed, pool.threads());
 
-    std::printf("\nSix sequences in one batch, each by its own slot:\n");
+    std::printf("\nSix sequences in one batch, each by its own slot, from prompts and a seed that had no part in the choice:\n");
     const char *const how[] = {"unsteered", "clamped up", "ablated"};
     for (size_t s = 0; s < texts.size(); s++) {
         if (s % 3 == 0) std::printf("\n  “%s…”\n", flat(model, s ? own : plain).c_str());

@@ -17,13 +17,12 @@ bool ResidualStream::next(Rows &rows) {
     if (batch.empty()) return false;
 
     rows.x.resize(batch.size() * d_);
-    engine_.on_residual([&](const Residual &r) {
+    const HookScope hook(engine_, [&](const Residual &r) {
         for (int64_t i = 0; i < r.rows; i++) std::copy_n(r.data + i * r.d, d_, rows.x.begin() + std::ptrdiff_t(size_t(r.batch_row[i]) * d_));
         return Then::stop;  // what comes after the hooked block is not needed: half the work saved
     });
     engine_.forget();
     engine_.decode(batch);
-    engine_.on_residual(nullptr);
     mark_sinks(rows);
     return true;
 }
@@ -41,5 +40,5 @@ void ResidualStream::mark_sinks(Rows &rows) const {
     std::vector<float> sorted = norm;
     std::nth_element(sorted.begin(), sorted.begin() + std::ptrdiff_t(n / 2), sorted.end());
     rows.keep.resize(n);
-    for (size_t i = 0; i < n; i++) rows.keep[i] = i % window_ != 0 && norm[i] < 8 * sorted[n / 2];
+    for (size_t i = 0; i < n; i++) rows.keep[i] = i % window_ != 0 && norm[i] < large * sorted[n / 2];
 }

@@ -10,11 +10,13 @@
 struct Rows {                      // the residuals of some windows, window after window
     std::vector<Window> windows;
     std::vector<float> x;          // [windows x window length, d]
-    std::vector<int32_t> keep;     // per row: 0 for attention sinks, a row mask
+    std::vector<int32_t> keep;     // per row, a row mask: 0 for attention sinks, which are a window's first token and rows of large norm
 };
 
 class ResidualStream {
   public:
+    static constexpr float large = 8;  // times the median norm of the rows of one batch
+
     ResidualStream(const Model &model, Engine &engine, Corpus &corpus, size_t window, size_t windows_per_batch);
 
     bool next(Rows &rows);         // false: the text has come to its end

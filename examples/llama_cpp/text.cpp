@@ -112,7 +112,7 @@ bool Corpus::next(const Model &model, Window &window) {
     while (next_piece(speech_ = !speech_, window, text) || next_piece(!speech_, window, text)) {
         const std::vector<llama_token> tokens = model.tokenize(text);
         if (tokens.size() < window_ - 1) continue;
-        window.tokens.assign(1, model.document_start());
+        window.tokens.assign(1, model.start());
         window.tokens.insert(window.tokens.end(), tokens.begin(), tokens.begin() + std::ptrdiff_t(window_ - 1));
         return true;
     }

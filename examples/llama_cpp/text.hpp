@@ -18,7 +18,7 @@ struct Document {
 struct Window {
     int32_t document;                 // its index in Corpus::documents()
     bool speech;                      // or a book
-    std::vector<llama_token> tokens;  // the first is the document start token, the attention's sink
+    std::vector<llama_token> tokens;  // the first is the model's start token, the attention's sink
 };
 
 enum class Part { training, held_out };  // never two parts of one document

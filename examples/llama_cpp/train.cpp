@@ -14,8 +14,9 @@ namespace {
 constexpr size_t windows_per_batch = 8;
 constexpr size_t first_sample = 8192;  // rows that the run starts from: b_dec, the loss's normaliser
 
-EngineOptions stream_options(const TrainSettings &s) {
+EngineOptions stream_options(const TrainSettings &s, const sae::Pool &pool) {
     EngineOptions e;
+    e.n_threads = pool.threads();
     e.layer = s.layer;
     e.n_ctx_seq = uint32_t(s.window);
     e.n_seqs = windows_per_batch;
@@ -26,10 +27,11 @@ EngineOptions stream_options(const TrainSettings &s) {
 size_t all_tokens(const TrainSettings &s) { return s.tokens + (s.passes - 1) * std::min(s.tokens, max_kept_rows); }
 
 sae::Trainer make_trainer(const Model &model, const TrainSettings &s, const sae::Pool &pool) {
+    const std::string name = model.name() + ", " + model.description();
     const std::string hook = "l_out-" + std::to_string(s.layer);
     const uint32_t sink = 0;
     sae_convention convention = SAE_CONVENTION_INIT;
-    convention.model_name = "SmolLM2-135M-Instruct";
+    convention.model_name = name.c_str();
     convention.hook_point = hook.c_str();
     convention.excluded_positions = &sink;
     convention.n_excluded_positions = 1;
@@ -94,8 +96,12 @@ void append(Rows &all, const Rows &some) {
 }  // namespace
 
 sae::Model train(const Model &model, const std::string &text, const TrainSettings &s, const sae::Pool &pool, Rows &kept) {
-    Engine engine(model, stream_options(s));
     Corpus corpus(text, Part::training, s.window, s.seed);
+    const size_t least = windows_per_batch * s.window, most = corpus.pieces() * s.window;
+    if (most < least) throw std::runtime_error("the texts in " + text + " are too few or too short for windows of " + std::to_string(s.window) + " tokens");
+    if (s.tokens < least || s.tokens > most)
+        throw std::invalid_argument("there is text for " + std::to_string(least) + " to " + std::to_string(most) + " tokens of training, not for " + std::to_string(s.tokens));
+    Engine engine(model, stream_options(s, pool));
     ResidualStream stream(model, engine, corpus, s.window, windows_per_batch);
     Run run(model, s, pool);
     const auto d = size_t(model.d());
@@ -104,20 +110,24 @@ sae::Model train(const Model &model, const std::string &text, const TrainSetting
         for (size_t i = 0; i < rows.keep.size(); i += s.batch)
             run.step(rows.x.data() + i * d, rows.keep.data() + i, std::min(s.batch, rows.keep.size() - i), 1);
     };
-    if (const size_t most = corpus.pieces() * s.window; s.tokens < 1024 || s.tokens > most)
-        throw std::invalid_argument("there is text for 1024 to " + std::to_string(most) + " tokens of training, not for " + std::to_string(s.tokens));
     size_t streamed = 0;
     bool started = false;
+    const auto start = [&] {
+        run.init(kept);
+        steps(kept);
+        started = true;
+    };
     for (Rows rows; streamed < s.tokens && stream.next(rows);) {
         streamed += rows.keep.size();
         if (kept.keep.size() + rows.keep.size() <= max_kept_rows) append(kept, rows);
         if (started) steps(rows);
         else if (streamed < std::min(first_sample, s.tokens)) run.waiting(streamed);
-        else {
-            run.init(kept);
-            steps(kept);
-            started = true;
-        }
+        else start();
+    }
+    if (streamed < s.tokens) {  // some pieces were too short
+        if (streamed == 0) throw std::runtime_error("the texts in " + text + " are too short for windows of " + std::to_string(s.window) + " tokens");
+        if (!started) start();
+        std::fprintf(stderr, "\nThe text came to its end after %zu of %zu tokens; training goes on with those.\n", streamed, s.tokens);
     }
 
     std::vector<size_t> order(kept.keep.size());
@@ -141,16 +151,20 @@ sae::Model train(const Model &model, const std::string &text, const TrainSetting
     return run.finish();
 }
 
-double held_out_fvu(const Model &model, const sae::Model &sae, const std::string &text, const TrainSettings &s, const sae::Pool &pool, size_t tokens) {
-    Engine engine(model, stream_options(s));
+HeldOut held_out_fvu(const Model &model, const sae::Model &sae, const std::string &text, const TrainSettings &s, const sae::Pool &pool, size_t tokens) {
+    Engine engine(model, stream_options(s, pool));
     Corpus corpus(text, Part::held_out, s.window, s.seed);
     ResidualStream stream(model, engine, corpus, s.window, windows_per_batch);
     const auto d = size_t(model.d());
-    std::vector<float> x;  // without the sinks
+    HeldOut result;
+    std::vector<float> x;
     for (Rows rows; x.size() < tokens * d && stream.next(rows);)
-        for (size_t i = 0; i < rows.keep.size(); i++)
+        for (size_t i = 0; i < rows.keep.size(); i++) {
             if (rows.keep[i]) x.insert(x.end(), rows.x.begin() + std::ptrdiff_t(i * d), rows.x.begin() + std::ptrdiff_t((i + 1) * d));
-    const size_t n = x.size() / d;
+            else (i % s.window ? result.large : result.first)++;
+        }
+    const size_t n = result.rows = x.size() / d;
+    if (n == 0) throw std::runtime_error("no document in " + text + " is held out and long enough for a window of " + std::to_string(s.window) + " tokens");
 
     sae::Session session = make_session(sae, pool, n);
     std::vector<float> x_hat(x.size());
@@ -165,5 +179,6 @@ double held_out_fvu(const Model &model, const sae::Model &sae, const std::string
             variance += from_mean * from_mean;
         }
     }
-    return unexplained / variance;
+    result.fvu = unexplained / variance;
+    return result;
 }

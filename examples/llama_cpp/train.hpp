@@ -24,5 +24,11 @@ constexpr size_t max_kept_rows = 131072;
 
 sae::Model train(const Model &model, const std::string &text, const TrainSettings &settings, const sae::Pool &pool, Rows &kept);
 
-// Fraction of variance unexplained on documents that training never saw.
-double held_out_fvu(const Model &model, const sae::Model &sae, const std::string &text, const TrainSettings &settings, const sae::Pool &pool, size_t tokens);
+struct HeldOut {
+    double fvu = 0;                // fraction of variance unexplained, over `rows` rows
+    size_t rows = 0;
+    size_t first = 0, large = 0;   // rows left out as attention sinks: first tokens, and others of large norm (ResidualStream)
+};
+
+// On documents that training never saw, until there are so many rows.
+HeldOut held_out_fvu(const Model &model, const sae::Model &sae, const std::string &text, const TrainSettings &settings, const sae::Pool &pool, size_t tokens);
