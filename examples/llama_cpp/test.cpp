@@ -18,24 +18,13 @@
 #include "engine.hpp"
 #include "random_sae.hpp"
 #include "steer.hpp"
+#include "test.hpp"
 
 namespace {
 
 constexpr int32_t layer = 14, k = 32;
-constexpr int32_t sequences = 6, positions = 40;
-
 int failures = 0;
-
-void expect(bool ok, const std::string &what) {
-    std::printf("  %s %s\n", ok ? "ok  " : "FAIL", what.c_str());
-    failures += !ok;
-}
-
-std::string number(double x) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.3g", x);
-    return text;
-}
+constexpr int32_t sequences = 6, positions = 40;
 
 // Six texts, sequence after sequence or position after position.
 std::vector<BatchRow> batch_of(const Model &model, bool interleaved) {
@@ -47,7 +36,7 @@ std::vector<BatchRow> batch_of(const Model &model, bool interleaved) {
     std::vector<BatchRow> batch;
     for (int32_t i = 0; i < sequences * positions; i++) {
         const int32_t seq = interleaved ? i % sequences : i / positions, pos = interleaved ? i / sequences : i % positions;
-        batch.push_back({pos ? text[size_t(seq * 13 + pos) % text.size()] : model.document_start(), pos, seq});
+        batch.push_back({pos ? text[size_t(seq * 13 + pos) % text.size()] : model.start(), pos, seq});
     }
     return batch;
 }
@@ -116,11 +105,42 @@ double overlap(const FeatureRow &a, const FeatureRow &b) {
     return all > 0 ? common / all : 1;
 }
 
+// Each sequence alone in an engine of its own and in one ubatch, where row i is position i whatever the row map says.
+Captured capture_alone(const Model &model, sae::Session &session) {
+    const auto d = size_t(model.d());
+    Captured c{std::vector<float>(sequences * positions * d), std::vector<FeatureRow>(sequences * positions), false};
+    sae::Features features(positions, k);
+    const std::vector<BatchRow> all = batch_of(model, false);
+    for (int32_t seq = 0; seq < sequences; seq++) {
+        EngineOptions o = options(512, false);
+        o.n_seqs = 1;
+        Engine engine(model, o);
+        engine.on_residual([&](const Residual &r) {
+            if (r.rows != positions) throw std::logic_error("a sequence alone came in parts");
+            session.encode({r.data, r.rows, r.d}, features.slice(0, r.rows));
+            const auto first = size_t(seq * positions);
+            std::copy_n(r.data, positions * d, c.x.begin() + std::ptrdiff_t(first * d));
+            for (size_t i = 0; i < size_t(positions); i++)
+                for (const auto [feature, value] : features.row(int64_t(i))) c.features[first + i][feature] = value;
+            return Then::stop;
+        });
+        std::vector<BatchRow> batch(all.begin() + seq * positions, all.begin() + (seq + 1) * positions);
+        for (BatchRow &row : batch) row.seq = 0;
+        engine.decode(batch);
+    }
+    return c;
+}
+
+// Other shapes of a ubatch take other kernels, which add up in another order; the last bits that differ then move quantised
+// activations by whole steps, block after block. Measured (AVX-512): mean 0.013, worst row 0.084, least overlap 92%, mean 98.6%;
+// the bounds are about twice as far. Rows of other tokens are much further apart: no row may be nearer to one of those.
+constexpr double most_mean = 0.03, most_worst = 0.2, least_in_common = 0.8, least_mean_in_common = 0.97;
+
 void rows_are_mapped(const Model &model, sae::Session &session) {
     std::printf("Capture does not depend on how a batch is ordered and cut\n");
     const auto d = size_t(model.d());
     constexpr size_t n = sequences * positions;
-    const Captured reference = capture(model, session, 512, false, false);
+    const Captured reference = capture_alone(model, session);
 
     // One cache each: both orders are cut into the same ubatches, so not one bit may differ.
     for (uint32_t n_ubatch : {512u, 100u, 37u}) {
@@ -148,25 +168,25 @@ void rows_are_mapped(const Model &model, sae::Session &session) {
                     least_overlap = std::min(least_overlap, common);
                     mean_overlap += common / double(n);
                 }
-                expect(strangers == 0 && mean < 0.05 && mean_overlap > 0.9,
+                expect(strangers == 0 && mean < most_mean && worst < most_worst && least_overlap > least_in_common && mean_overlap > least_mean_in_common,
                        std::string(unified ? "unified cache" : "one cache each") + (interleaved ? ", interleaved" : "") + ", n_ubatch " + std::to_string(n_ubatch) +
                            ": residuals apart by " + number(mean) + " (most " + number(worst) + "), features " + number(100 * mean_overlap) + "% in common (least " + number(100 * least_overlap) + "%)");
             }
 }
 
 std::vector<BatchRow> with_logits(std::vector<BatchRow> batch) {
-    for (BatchRow &row : batch) row.wants_logits = row.pos == positions - 1;
+    for (BatchRow &row : batch) row.wants_logits = true;
     return batch;
 }
 
-// The logits of each sequence's last token.
+// The logits of all rows, by sequence and position.
 std::vector<std::vector<float>> logits(const Model &model, Engine &engine, bool interleaved = false) {
     const std::vector<BatchRow> batch = with_logits(batch_of(model, interleaved));
     engine.forget();
     engine.decode(batch);
-    std::vector<std::vector<float>> all(sequences);
+    std::vector<std::vector<float>> all(batch.size());
     for (size_t i = 0; i < batch.size(); i++)
-        if (batch[i].wants_logits) all[size_t(batch[i].seq)].assign(engine.logits(i), engine.logits(i) + model.n_vocab());
+        all[place(batch[i])].assign(engine.logits(i), engine.logits(i) + model.n_vocab());
     return all;
 }
 
@@ -187,26 +207,44 @@ void steering_is_a_control_vector(const Model &model, const sae::Model &sae, con
     Engine engine(model, options(512, false));
     const auto plain = logits(model, engine);
 
+    // A control vector is added before llama.cpp names the residual, so the hook sees it added.
+    std::vector<float> seen(sequences * positions * d);
+    const auto look = [&](const Residual &r) {
+        for (int64_t i = 0; i < r.rows; i++) std::copy_n(r.row(i), d, seen.begin() + std::ptrdiff_t(place(r.at(i)) * d));
+        return Then::go_on;
+    };
+    engine.on_residual(look);
+    logits(model, engine);
+    const std::vector<float> unsteered = seen;
+
     std::vector<float> vectors(d * size_t(model.n_layers() - 1));  // from layer 1 on
     for (size_t i = 0; i < d; i++) vectors[d * (layer - 1) + i] = strength * row[i];
     if (llama_set_adapter_cvec(engine.get(), vectors.data(), vectors.size(), int32_t(d), layer, layer) != 0) throw std::runtime_error("llama_set_adapter_cvec failed");
     const auto by_engine = logits(model, engine);
+    const std::vector<float> rows_by_engine = seen;
     if (llama_set_adapter_cvec(engine.get(), nullptr, 0, int32_t(d), 0, 0) != 0) throw std::runtime_error("llama_set_adapter_cvec failed");
 
     BatchSteering steering(sae, pool, 512, 1, false);
     steering.set(0, {sae::add(feature, strength)});
     engine.on_residual([&](const Residual &r) {
         steering(r, std::vector<int32_t>(sequences, 0));
-        return Then::go_on;
+        return look(r);
     });
     const auto by_library = logits(model, engine);
+    double least_effect = 1e30, worst_row = 0;  // relative to the steering, and to the row
+    for (size_t i = 0; i < seen.size(); i += d) {
+        least_effect = std::min(least_effect, distance(&rows_by_engine[i], &unsteered[i], d) / (strength * norm(row.data(), d)));
+        worst_row = std::max(worst_row, distance(&seen[i], &rows_by_engine[i], d) / norm(&rows_by_engine[i], d));
+    }
+    expect(std::abs(least_effect - 1) < 0.01, "the control vector is in every row the hook sees (" + number(least_effect) + " of it at least)");
+    expect(worst_row < 1e-5, "the library's rows are apart from the control vector's by " + number(worst_row) + " of their norm at most");
     const double moved = apart(by_engine, plain), off = apart(by_library, by_engine);
     expect(moved > 0.02, "the control vector moves the logits by " + number(moved));
     expect(off < 0.1 * moved, "the library's logits are apart from the control vector's by " + number(off));
 }
 
 void others_are_left_alone(const Model &model, const sae::Model &sae, const sae::Pool &pool) {
-    std::printf("Steering some sequences of a batch leaves the others alone, bit for bit\n");
+    std::printf("Steering some sequences of a batch leaves every row of the others alone, bit for bit\n");
     for (bool unified : {false, true}) {
         for (bool interleaved : {false, true}) {
             Engine engine(model, options(100, unified));
@@ -223,7 +261,10 @@ void others_are_left_alone(const Model &model, const sae::Model &sae, const sae:
             slots[4] = 1;
             const auto on = logits(model, engine, interleaved);
             bool alone = true, changed = true;
-            for (size_t s = 0; s < size_t(sequences); s++) (slots[s] < 0 ? alone : changed) &= (on[s] == off[s]) == (slots[s] < 0);
+            for (size_t i = 0; i < on.size(); i++) {
+                const bool left = slots[i / positions] < 0;
+                (left ? alone : changed) &= (on[i] == off[i]) == left;
+            }
             expect(alone && changed, std::string(unified ? "unified cache" : "one cache each") + (interleaved ? ", interleaved" : ""));
         }
     }
@@ -243,8 +284,19 @@ void off_is_off(const Model &model) {
         thrown = std::strcmp(e.what(), "from the hook") == 0;
     }
     expect(thrown, "what a hook throws comes out of decode");
-    hooked.on_residual(nullptr);
-    expect(logits(model, hooked) == none, "and the engine works on");
+    {
+        std::vector<BatchRow> outside = batch_of(model, false);
+        outside.back().seq = sequences;
+        bool failed = false;
+        try {
+            const HookScope hook(hooked, [](const Residual &) { return Then::stop; });
+            hooked.decode(outside);
+        } catch (const std::runtime_error &) {
+            failed = true;
+        }
+        expect(failed, "a batch that cannot be decoded is an error");
+    }
+    expect(logits(model, hooked) == none, "and the engine works on, its hook off");
 
     bool refused = false;
     try {
@@ -259,6 +311,17 @@ void off_is_off(const Model &model) {
 
 }  // namespace
 
+void expect(bool ok, const std::string &what) {
+    std::printf("  %s %s\n", ok ? "ok  " : "FAIL", what.c_str());
+    failures += !ok;
+}
+
+std::string number(double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.3g", x);
+    return text;
+}
+
 int main(int argc, char **argv) {
     try {
         if (argc != 2) throw std::invalid_argument("usage: test FOLDER (the one get.sh filled)");
@@ -270,6 +333,7 @@ int main(int argc, char **argv) {
         steering_is_a_control_vector(model, sae, pool);
         others_are_left_alone(model, sae, pool);
         off_is_off(model);
+        the_whole_runs(model, argv[1], pool);
         std::printf(failures ? "%d failures\n" : "all well\n", failures);
         return failures ? 1 : 0;
     } catch (const std::exception &e) {

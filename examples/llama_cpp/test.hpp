@@ -1,0 +1,14 @@
+// What the files of the test share.
+#pragma once
+
+#include <string>
+
+#include <sae.hpp>
+
+#include "engine.hpp"
+
+void expect(bool ok, const std::string &what);  // prints it, counts failures
+std::string number(double x);
+
+// The demo in small, on the text and into a folder of `data`.
+void the_whole_runs(const Model &model, const std::string &data, const sae::Pool &pool);
