@@ -9,12 +9,15 @@
 //! | how activations are handed in, and results out | [`tensor`], [`features`] |
 //! | what an SAE is: architecture, flags, weights, input convention | [`sae`] |
 //! | which files load and how they are saved | [`formats`] |
+//! | how a file appears whole or not at all | `atomic` |
 //! | the hot calls: encode, decode, steer | [`session`], [`steering`] |
 //! | how a score is computed, bit for bit, and what runs it | [`backend`] |
 //! | how an SAE is trained | [`training`] |
 //!
-//! Imports run one way: capi → session, training → backend, formats → sae, features, tensor → error.
+//! Imports run one way: capi → session, training → backend, formats → sae, features, tensor → error;
+//! formats and training → atomic → error.
 
+mod atomic;
 #[allow(unsafe_code)]
 pub mod backend;
 #[allow(unsafe_code)]

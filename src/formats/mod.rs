@@ -7,7 +7,6 @@
 //! To add a format: one file with a `FORMAT`, its `mod` line and its entry in `FORMATS`.
 
 mod archive;
-mod atomic;
 mod config;
 mod draft;
 mod file;

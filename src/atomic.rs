@@ -10,10 +10,12 @@ use crate::error::{Error, Result, fail};
 
 /// More links in a row than a path may have, as in Linux.
 const MAX_LINKS: usize = 40;
+/// How the names of files being written end.
+const SUFFIX: &str = ".partial";
 
 /// Writes beside the target, makes sure the bytes are on the disk, then takes the target's name and mode. On failure the
 /// temporary file is removed and whatever was at the target is untouched.
-pub(super) fn write(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub(crate) fn write(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let path = followed(path)?;
     let old = fs::metadata(&path).ok();
     match &old {
@@ -23,10 +25,10 @@ pub(super) fn write(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>
         }
         _ => {}
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (parent, prefix) = (parent(&path), prefix(&path));
     let write = || {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".").suffix(".partial");
+        builder.prefix(&prefix).suffix(SUFFIX);
         // What the old file kept from others is at no moment theirs to read.
         #[cfg(unix)]
         builder.permissions(old.as_ref().map_or_else(|| PermissionsExt::from_mode(0o666), fs::Metadata::permissions));
@@ -38,15 +40,54 @@ pub(super) fn write(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>
         body(file.as_file_mut())?;
         file.as_file().sync_all()?;
         file.persist(&path).map_err(|e| e.error)?;
-        // The new name is on the disk once its directory is; where directories cannot be synced, that is the system's.
-        #[cfg(unix)]
-        fs::File::open(parent).and_then(|directory| directory.sync_all()).ok();
+        // The new name is on the disk once its directory is.
+        sync(parent);
         Ok(())
     };
     write().map_err(|e: Error| {
         let old = if old.is_some() { "; the file that was there is unchanged" } else { "" };
         Error::new(e.status(), format!("not saved: {}{old}", e.message()))
     })
+}
+
+/// Removes what killed writes to the same path left over. That it cannot be removed does no harm.
+pub(crate) fn remove_leftovers(path: &Path) {
+    let Ok(path) = followed(path) else { return };
+    let prefix = prefix(&path);
+    for entry in fs::read_dir(parent(&path)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&prefix) && name.ends_with(SUFFIX) {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+/// Makes a directory and those above it that are not there, on the disk too.
+pub(crate) fn create_dir_all(path: &Path) -> Result<()> {
+    let missing = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+    let missing: Vec<&Path> = missing.collect();
+    fs::create_dir_all(path)?;
+    missing.into_iter().rev().for_each(|path| sync(parent(path)));
+    Ok(())
+}
+
+/// Makes sure that a directory's names are on the disk; where directories cannot be synced, that is the system's.
+fn sync(directory: &Path) {
+    #[cfg(unix)]
+    fs::File::open(directory).and_then(|directory| directory.sync_all()).ok();
+    #[cfg(not(unix))]
+    let _ = directory;
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// How files being written are named: after the target, of whose name only so much is taken that theirs is not too long.
+fn prefix(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!(".{}.", name.chars().take(32).collect::<String>())
 }
 
 /// Where the links that the path may be lead, be anything there or not: a link's target is replaced, not the link.
@@ -84,6 +125,33 @@ mod tests {
         let nowhere = dir.path().join("no such directory").join("model");
         assert_eq!(write(&nowhere, |_| Ok(())).unwrap_err().status(), Status::Io);
         assert_eq!(write(dir.path(), |_| Ok(())).unwrap_err().status(), Status::Io);
+    }
+
+    #[test]
+    fn leftovers_of_the_same_file_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["model", ".model.aB3.partial", ".other.aB3.partial", ".model.aB3", "model.partial"] {
+            fs::write(dir.path().join(name), b"left").unwrap();
+        }
+        remove_leftovers(&dir.path().join("model"));
+        remove_leftovers(&dir.path().join("no such directory").join("model"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+        assert!(!dir.path().join(".model.aB3.partial").exists());
+    }
+
+    #[test]
+    fn names_may_be_as_long_as_the_system_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["n".repeat(250), "ä".repeat(120)] {
+            let path = dir.path().join("new").join("below").join(name);
+            create_dir_all(parent(&path)).unwrap();
+            write(&path, |out| Ok(out.write_all(b"new")?)).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+        }
+        assert_eq!(
+            create_dir_all(&dir.path().join("new/below/").join("n".repeat(250))).unwrap_err().status(),
+            Status::Io
+        );
     }
 
     #[cfg(unix)]
