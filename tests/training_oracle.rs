@@ -129,8 +129,27 @@ fn deviation(rows: &[Vec<f64>]) -> f64 {
     (0..rows[0].len()).map(|j| rows.iter().map(|row| (row[j] - mean(j)).powi(2)).sum::<f64>()).sum()
 }
 
+/// Each row as `(x − μ) / (σ + 1e-5)` with the unbiased σ, rounded to f32.
+fn layer_norm(x: &[f32], d: usize) -> Vec<f32> {
+    let normalized = x.chunks(d).flat_map(|row| {
+        let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / d as f64;
+        let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (d as f64 - 1.0);
+        row.iter().map(move |&v| ((f64::from(v) - mean) / (variance.sqrt() + 1e-5)) as f32)
+    });
+    normalized.collect()
+}
+
 #[test]
 fn every_shape_agrees_with_the_oracle() {
+    agrees(Normalization::None);
+}
+
+#[test]
+fn every_shape_agrees_with_the_oracle_under_layer_norm() {
+    agrees(Normalization::LayerNorm);
+}
+
+fn agrees(normalization: Normalization) {
     let mut with_aux = 0;
     for sizes in [
         [1, 1, 1, 1, 1],
@@ -142,10 +161,18 @@ fn every_shape_agrees_with_the_oracle() {
         [600, 16, 40, 3, 8],
         [1100, 7, 65, 2, 20],
     ] {
-        let case = Case::new(sizes);
-        let (wanted, gradients) = case.oracle();
+        let mut case = Case::new(sizes);
         let [rows, d, n_latents, k, k_aux] = sizes;
-        let normalization = Normalization::None;
+        let mut given = case.x.clone();
+        if normalization == Normalization::LayerNorm {
+            if d == 1 {
+                continue;
+            }
+            // Far from what the normalisation makes of them.
+            given.iter_mut().for_each(|v| *v = 3.0 * *v + 1.0);
+            case.x = layer_norm(&given, d);
+        }
+        let (wanted, gradients) = case.oracle();
         let shape = TrainingShape { d, n_latents, k, k_aux, max_tokens: rows, ema: false, normalization };
         for threads in [1, 4] {
             let mut backend = CpuTraining::new(shape, Pool::new(threads).unwrap()).unwrap();
@@ -153,7 +180,7 @@ fn every_shape_agrees_with_the_oracle() {
                 backend.write(Role::Weight, parameter, values).unwrap();
             }
             backend.write_unfired(&case.unfired).unwrap();
-            let x = Tensor::new(&case.x, &[rows, d]).unwrap();
+            let x = Tensor::new(&given, &[rows, d]).unwrap();
             let sums = backend.accumulate(&TrainingRows { input: Input::from(x), mask: None }, &LOSS).unwrap();
             let found =
                 [sums.squared_error, sums.squared_deviation, sums.aux_loss, sums.active as f64, sums.dead as f64];
