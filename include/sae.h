@@ -753,7 +753,9 @@ sae_status sae_steer(sae_session *session,
 /// No moving average of the weights, which saves its memory.
 #define SAE_TRAIN_NO_EMA 2
 
-/// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since.
+/// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since. The auxiliary
+/// loss is a ratio of each call's own tokens, weighted by their number, and a latent may die or fire between calls: with it,
+/// accumulated calls are close to one large batch, not equal to it.
 #define SAE_BATCH_ACCUMULATE 1
 
 /// The weights of the last step.
@@ -913,8 +915,10 @@ sae_status sae_trainer_warm_start(sae_trainer *trainer,
                                   const sae_tensor *sample,
                                   sae_error **error);
 
-/// Trains on a batch: one optimizer step, unless it accumulates. `stats` may be NULL. A call that is refused changes nothing. If
-/// the gradient is not finite (`SAE_ERROR_NOT_FINITE`), it is dropped and the weights stay as they are.
+/// Trains on a batch: one optimizer step, unless it accumulates. `stats` may be NULL; of `run`, `SAE_RUN_FAST` and
+/// `SAE_RUN_ROUND_SUM` are known. A call that is refused changes nothing. If the gradient is not finite
+/// (`SAE_ERROR_NOT_FINITE`), it is dropped, with all that was accumulated, and the weights stay as they are; the batch still
+/// counts in `rows_given` and `tokens_seen`, and for latents that did not fire.
 sae_status sae_train_step(sae_trainer *trainer,
                           const sae_run *run,
                           const sae_train_batch *batch,

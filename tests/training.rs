@@ -1,79 +1,17 @@
-//! Training runs: gradients, rows left out, accumulation, threads, saving and resuming, options.
+//! Training runs: gradients, rows left out, accumulation, threads, warm starts, options.
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+mod runs;
 
 use half::{bf16, f16};
-use sae::backend::training::{LossParameters, Parameter, Role, Training, TrainingRows, TrainingShape};
+use runs::{D, N, Spoil, activations, bits, both_exports, noise, options, overflow, refused, started, view};
+use sae::Status;
+use sae::backend::training::{LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape};
 use sae::backend::{Input, Pool, cpu::training::CpuTraining};
-use sae::sae::{Normalization, Sae};
+use sae::sae::{HookPoint, Matrix, Normalization, Sae, Spec, Weights};
 use sae::tensor::Tensor;
 use sae::training::{Batch, Export, StepStats, TrainOptions, Trainer};
-use sae::{Error, Status};
-
-const D: usize = 24;
-const N: usize = 96;
-
-fn options() -> TrainOptions {
-    TrainOptions {
-        d: D,
-        n_latents: N,
-        k: 6,
-        k_aux: 10,
-        dead_after_tokens: 60,
-        learning_rate: 3e-3,
-        clip_norm: 0.5,
-        seed: 5,
-        max_batch_tokens: 64,
-        ..TrainOptions::default()
-    }
-}
-
-/// Numbers that look random: a hash of position and seed, uniform in ±1.
-fn noise(seed: u64, i: usize) -> f32 {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (i as u64).wrapping_mul(0xD1B5_4A32_D192_ED03);
-    for _ in 0..3 {
-        state = (state ^ (state >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    }
-    ((state >> 40) as f32 / (1u64 << 23) as f32) - 1.0
-}
-
-/// Activations with a mean, a few strong directions and noise.
-fn activations(seed: u64, rows: usize) -> Vec<f32> {
-    let row = |row: usize| {
-        (0..D).map(move |j| {
-            let parts = (0..3).map(|p| {
-                let direction = (noise(seed, 7 * row + p).abs() * 30.0) as usize;
-                noise(99, direction * D + j) * noise(seed + 1, row * 3 + p).abs()
-            });
-            1.0 + parts.sum::<f32>() + 0.05 * noise(seed + 2, row * D + j)
-        })
-    };
-    (0..rows).flat_map(row).collect()
-}
-
-fn view(values: &[f32]) -> Tensor<'_> {
-    Tensor::new(values, &[values.len() / D, D]).unwrap()
-}
-
-fn started(options: &TrainOptions, pool: Pool) -> Trainer {
-    let mut trainer = Trainer::new(options, pool).unwrap();
-    trainer.init_from(&view(&activations(1, 300))).unwrap();
-    trainer
-}
-
-/// The bits of everything that is exported.
-fn bits(sae: &Sae) -> Vec<u32> {
-    let w = sae.weights();
-    let matrices = [w.w_enc.rows_f32(0, N, &mut []), w.w_dec.rows_f32(0, N, &mut [])];
-    let all = matrices.into_iter().chain([&w.b_enc[..], &w.b_dec[..]]);
-    all.flatten().map(|v| v.to_bits()).collect()
-}
-
-fn both_exports(trainer: &Trainer) -> [Vec<u32>; 2] {
-    [Export::Weights, Export::Ema].map(|what| bits(&trainer.export(what).unwrap()))
-}
 
 fn distance(a: &Sae, b: &Sae) -> f64 {
     let (a, b) = (bits(a), bits(b));
@@ -358,117 +296,78 @@ fn a_warm_start_continues_an_sae() {
 }
 
 #[test]
-fn a_resumed_run_has_the_same_bits() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("new").join("checkpoint");
-    let step = |trainer: &mut Trainer, seed: u64| {
-        let x = activations(seed, 50);
-        trainer.step(&Batch { accumulate: seed.is_multiple_of(3), ..view(&x).into() }).unwrap()
+fn a_warm_start_refuses_what_it_would_lose() {
+    let plain = || started(&options(), Pool::serial()).export(Export::Weights).unwrap().into_parts();
+    type Change = fn(&mut Spec, &mut Weights, &mut TrainOptions);
+    let layer_norm: Change = |spec, _, options| {
+        (spec.normalization, options.normalization) = (Normalization::LayerNorm, Normalization::LayerNorm);
     };
-    let mut unbroken = started(&options(), Pool::serial());
-    for seed in 2..40 {
-        step(&mut unbroken, seed);
-        // Also in the middle of accumulation.
-        if seed == 20 || seed == 21 {
-            unbroken.save(&folder).unwrap();
-            let mut resumed = Trainer::resume(&folder, &TrainOptions::default(), Pool::new(2).unwrap()).unwrap();
-            assert_eq!(resumed.options(), unbroken.options());
-            let mut witness = Trainer::resume(&folder, &options(), Pool::serial()).unwrap();
-            for seed in seed + 1..30 {
-                assert_eq!(step(&mut resumed, seed), step(&mut witness, seed));
-            }
-        }
+    let hooks: Change = |spec, _, _| {
+        spec.convention.hook_point = Some(HookPoint::parse("l_out-8"));
+        spec.convention.hook_point_out = Some(HookPoint::parse("l_out-8"));
+    };
+    let start = |changes: &[Change]| {
+        let ((mut spec, mut weights), mut options) = (plain(), options());
+        changes.iter().for_each(|change| change(&mut spec, &mut weights, &mut options));
+        let mut trainer = Trainer::new(&options, Pool::serial()).unwrap();
+        trainer.warm_start(&Sae::new(spec, weights).unwrap(), &view(&activations(1, 300)))
+    };
+    for kept in [&[][..], &[layer_norm], &[hooks], &[|spec, _, _| spec.denormalize_output = false]] {
+        start(kept).unwrap();
     }
-    let mut resumed = Trainer::resume(&folder, &TrainOptions::default(), Pool::serial()).unwrap();
-    for seed in 22..40 {
-        step(&mut resumed, seed);
+    let lost: [(&str, &[Change]); 7] = [
+        ("W_skip", &[|_, weights, _| weights.w_skip = Some(Matrix::from_f32(&[0.5; D * D], D, D).unwrap())]),
+        ("shard", &[|spec, _, _| spec.shard_of = 2 * N]),
+        ("denormalize_output", &[layer_norm, |spec, _, _| spec.denormalize_output = false]),
+        ("hook_point_out", &[hooks, |spec, _, _| spec.convention.hook_point_out = Some(HookPoint::parse("l_out-9"))]),
+        ("hook_point_out", &[hooks, |spec, _, _| spec.convention.hook_point = None]),
+        ("subtract_b_dec", &[|spec, _, _| spec.subtract_b_dec = false]),
+        ("rescale_by_decoder_norm", &[|spec, _, _| spec.rescale_by_decoder_norm = true]),
+    ];
+    for (name, changes) in lost {
+        let error = start(changes).unwrap_err();
+        assert!(error.status() == Status::Unsupported && error.message().contains(name), "{name}: {error:?}");
     }
-    assert_eq!(both_exports(&unbroken), both_exports(&resumed));
-    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left in the folder");
-}
-
-fn refused(result: Result<Trainer, Error>) -> Error {
-    result.err().expect("a refusal")
 }
 
 #[test]
-fn contradicting_options_and_broken_checkpoints_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut trainer = started(&options(), Pool::serial());
-    assert_eq!(
-        Trainer::new(&options(), Pool::serial()).unwrap().save(dir.path()).unwrap_err().status(),
-        Status::BadState
-    );
-    trainer.step(&view(&activations(2, 50)).into()).unwrap();
-    trainer.save(dir.path()).unwrap();
-    let resume = |options: &TrainOptions| Trainer::resume(dir.path(), options, Pool::serial());
-    for (name, spoil) in spoils() {
-        let mut options = TrainOptions::default();
-        spoil(&mut options);
-        let error = refused(resume(&options));
-        assert_eq!(error.status(), Status::InvalidArgument);
-        assert!(error.message().contains(name), "{error} does not name {name}");
-    }
-    assert_eq!(resume(&TrainOptions { max_batch_tokens: 77, ..options() }).unwrap().options().max_batch_tokens, 77);
-
-    let file = dir.path().join("checkpoint.safetensors");
-    let sound = std::fs::read(&file).unwrap();
-    let text = |from: &str, to: &str| {
-        let at = sound.windows(from.len()).position(|w| w == from.as_bytes()).expect(from);
-        let mut bytes = sound.clone();
-        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
-        bytes
-    };
-    let mut not_a_number = sound.clone();
-    let end = not_a_number.len();
-    not_a_number[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    let broken: [(&str, Vec<u8>, Status); 9] = [
-        ("empty", Vec::new(), Status::Format),
-        ("short", sound[..sound.len() - 1].to_vec(), Status::Format),
-        ("half a header", sound[..100].to_vec(), Status::Format),
-        ("noise", (0..5000).map(|i| ((i * 7919) >> 3) as u8).collect(), Status::Format),
-        ("another name", text("\"adam_m.W_enc\"", "\"adam_m.W_foo\""), Status::Format),
-        ("another size", text("\\\"n_latents\\\":96", "\\\"n_latents\\\":97"), Status::Format),
-        ("bad option", text("\\\"k\\\":6", "\\\"k\\\":0"), Status::Format),
-        ("a newer version", text("\\\"version\\\":1", "\\\"version\\\":9"), Status::Unsupported),
-        ("not finite", not_a_number, Status::NotFinite),
-    ];
-    for (what, bytes, status) in broken {
-        std::fs::write(&file, bytes).unwrap();
-        let error = refused(resume(&TrainOptions::default()));
-        assert_eq!(error.status(), status, "{what}: {error}");
-        assert!(error.message().contains("checkpoint.safetensors"), "{what}: {error}");
-    }
-    std::fs::remove_file(&file).unwrap();
-    assert_eq!(refused(resume(&TrainOptions::default())).status(), Status::Io);
+fn sums_are_rounded_as_the_host_does() {
+    let brains = |seed| activations(seed, 40).iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+    let (x, addend) = (brains(13), brains(14));
+    let rounded: Vec<bf16> = x.iter().zip(&addend).map(|(a, b)| bf16::from_f32(a.to_f32() + b.to_f32())).collect();
+    let tensor = |values| Tensor::new(values, &[40, D]).unwrap();
+    let step = |batch: &Batch<'_>| started(&options(), Pool::serial()).step(batch).unwrap();
+    let sum = Batch { addend: Some(tensor(&addend)), ..tensor(&x).into() };
+    assert_eq!(step(&Batch { round_sum: true, ..sum }), step(&tensor(&rounded).into()));
+    assert_ne!(step(&sum), step(&tensor(&rounded).into()));
 }
 
-type Spoil = fn(&mut TrainOptions);
+#[test]
+fn the_start_does_not_depend_on_the_batch_size() {
+    let start = |max_batch_tokens| {
+        let trainer = started(&TrainOptions { max_batch_tokens, ..options() }, Pool::serial());
+        bits(&trainer.export(Export::Weights).unwrap())
+    };
+    let whole = start(256);
+    for most in [1, 7, 64, 255, 10_000] {
+        assert!(whole == start(most), "{most}");
+    }
+}
 
-/// Values that contradict [`options`].
-fn spoils() -> [(&'static str, Spoil); 20] {
-    [
-        ("d is", |o| o.d = 25),
-        ("n_latents", |o| o.n_latents = 97),
-        ("k is", |o| o.k = 7),
-        ("k_aux", |o| o.k_aux = 11),
-        ("aux_coefficient", |o| o.aux_coefficient = 0.5),
-        ("no_aux", |o| o.no_aux = true),
-        ("dead_after_tokens", |o| o.dead_after_tokens = 61),
-        ("learning_rate", |o| o.learning_rate = 1.0),
-        ("warmup_steps", |o| o.warmup_steps = 3),
-        ("total_tokens", |o| o.total_tokens = 1000),
-        ("decay_fraction", |o| o.decay_fraction = 0.5),
-        ("adam_beta1", |o| o.adam_beta1 = 0.8),
-        ("adam_beta2", |o| o.adam_beta2 = 0.8),
-        ("adam_epsilon", |o| o.adam_epsilon = 1e-8),
-        ("clip_norm", |o| o.clip_norm = 2.0),
-        ("ema_decay", |o| o.ema_decay = 0.5),
-        ("no_ema", |o| o.no_ema = true),
-        ("seed", |o| o.seed = 6),
-        ("normalization", |o| o.normalization = Normalization::LayerNorm),
-        ("convention", |o| o.convention.prepend_bos = Some(true)),
-    ]
+#[test]
+fn no_step_of_the_planned_length_is_lost() {
+    let options = TrainOptions { total_tokens: 128, decay_fraction: 1.0, ..options() };
+    let mut trainer = started(&options, Pool::serial());
+    let x = activations(2, 64);
+    let half = Batch { accumulate: true, ..view(&x[..32 * D]).into() };
+    let rates = [
+        trainer.step(&view(&x).into()).unwrap(),
+        trainer.step(&half).unwrap(),
+        trainer.step(&view(&x[..32 * D]).into()).unwrap(),
+        trainer.step(&view(&x).into()).unwrap(),
+    ];
+    let rates = rates.map(|stats| stats.learning_rate / f64::from(options.learning_rate));
+    assert_eq!(rates, [1.0, 0.0, 0.5, 0.0]);
 }
 
 #[test]
@@ -551,101 +450,55 @@ fn bad_calls_are_refused_and_change_nothing() {
 
 #[test]
 fn a_gradient_beyond_f32_is_dropped() {
-    let mut trainer = started(&options(), Pool::serial());
-    let before = bits(&trainer.export(Export::Weights).unwrap());
-    // Each row's square is still a number, but the products of errors and activations are not.
-    let error = trainer.step(&view(&[1.5e18; 8 * D]).into()).unwrap_err();
-    assert_eq!(error.status(), Status::NotFinite, "{error}");
-    assert_eq!(before, bits(&trainer.export(Export::Weights).unwrap()));
-    let stats = trainer.step(&view(&activations(2, 50)).into()).unwrap();
-    assert!(stats.applied && stats.step == 1 && stats.grad_norm < 1e3, "{stats:?}");
-}
-
-#[test]
-fn a_full_disk_leaves_the_last_checkpoint() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut trainer = started(&options(), Pool::serial());
-    trainer.save(dir.path()).unwrap();
-    let old = std::fs::read(dir.path().join("checkpoint.safetensors")).unwrap();
-    trainer.step(&view(&activations(2, 50)).into()).unwrap();
-    // No file of this process may grow beyond 16 KB: a write fails midway, as on a full disk.
-    let status = rerun("child_saves_with_little_room", dir.path()).status().unwrap();
-    assert!(status.success());
-    assert_eq!(std::fs::read(dir.path().join("checkpoint.safetensors")).unwrap(), old);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the part that was written is gone");
-    let nowhere = trainer.save(Path::new("/dev/null/checkpoint")).unwrap_err();
-    assert!(nowhere.status() == Status::Io && nowhere.message().contains("/dev/null/checkpoint"), "{nowhere}");
-}
-
-/// This test program again, to run one of the tests below on a folder.
-fn rerun(test: &str, folder: &Path) -> std::process::Command {
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--include-ignored", "--nocapture"]).env("CHECKPOINT_FOLDER", folder);
-    command
-}
-
-#[test]
-#[ignore = "run by a_full_disk_leaves_the_last_checkpoint"]
-fn child_saves_with_little_room() {
-    let folder = std::env::var_os("CHECKPOINT_FOLDER").expect("set by the parent");
-    let limit = libc::rlimit { rlim_cur: 16 << 10, rlim_max: 16 << 10 };
-    // SAFETY: plain calls into libc with valid arguments.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
-    }
-    let trainer = started(&options(), Pool::serial());
-    let error = trainer.save(Path::new(&folder)).unwrap_err();
-    assert_eq!(error.status(), Status::Io, "{error}");
-}
-
-#[test]
-fn a_run_killed_at_any_moment_resumes() {
-    let dir = tempfile::tempdir().unwrap();
-    started(&options(), Pool::serial()).save(dir.path()).unwrap();
-    let mut reached = 0;
-    for round in 0..12u64 {
-        let mut child =
-            rerun("child_trains_and_saves", dir.path()).stdout(std::process::Stdio::null()).spawn().unwrap();
-        // Between the start of the program and a hundred saves later.
-        std::thread::sleep(std::time::Duration::from_micros(20_000 + 13_337 * round));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let mut trainer = Trainer::resume(dir.path(), &options(), Pool::serial()).unwrap();
-        let stats = trainer.step(&view(&activations(1000, 50)).into()).unwrap();
-        assert!(stats.step > reached, "a later checkpoint gave way to an earlier one");
-        reached = stats.step - 1;
-    }
-    assert!(reached > 0, "no child came as far as a save");
-    // Whatever the kills left over, the run is the one that was never killed.
-    let killed = Trainer::resume(dir.path(), &options(), Pool::serial()).unwrap();
-    let mut unbroken = started(&options(), Pool::serial());
-    for step in 0..reached {
-        unbroken.step(&view(&activations(step, 50)).into()).unwrap();
-    }
-    assert_eq!(both_exports(&killed), both_exports(&unbroken));
-}
-
-#[test]
-#[ignore = "run by a_run_killed_at_any_moment_resumes"]
-fn child_trains_and_saves() {
-    let folder = std::env::var_os("CHECKPOINT_FOLDER").expect("set by the parent");
-    let mut trainer = Trainer::resume(Path::new(&folder), &options(), Pool::serial()).unwrap();
-    let mut step = 0;
-    loop {
-        // The data's place in the stream follows from the step.
-        let seed = if step == 0 { stored_step(Path::new(&folder)) } else { step };
-        step = trainer.step(&view(&activations(seed, 50)).into()).unwrap().step;
-        trainer.save(Path::new(&folder)).unwrap();
+    // Of one batch the square alone is beyond f32, which clipping mends; without clipping the second moment would be it.
+    let huge = [1.5e18; 8 * D];
+    let mut clipped = started(&options(), Pool::serial());
+    let stats = clipped.step(&view(&huge).into()).unwrap();
+    assert!(stats.applied && stats.grad_norm > 1e20 && stats.grad_norm.is_finite(), "{stats:?}");
+    let unclipped = || started(&TrainOptions { clip_norm: 0.0, ..options() }, Pool::serial());
+    for (sum_overflows, mut trainer) in [(true, started(&options(), Pool::serial())), (false, unclipped())] {
+        let before = bits(&trainer.export(Export::Weights).unwrap());
+        if sum_overflows {
+            overflow(&mut trainer);
+        }
+        let seen = trainer.progress().unwrap().tokens_seen;
+        let error = trainer.step(&view(&huge).into()).unwrap_err();
+        assert_eq!(error.status(), Status::NotFinite, "{error}");
+        assert_eq!(before, bits(&trainer.export(Export::Weights).unwrap()));
+        let progress = trainer.progress().unwrap();
+        assert_eq!((progress.step, progress.tokens_seen, progress.pending_tokens), (0, seen + 8, 0));
+        let stats = trainer.step(&view(&activations(2, 50)).into()).unwrap();
+        assert!(stats.applied && stats.step == 1 && stats.grad_norm < 1e3, "{stats:?}");
     }
 }
 
-/// The step a checkpoint was made at.
-fn stored_step(folder: &Path) -> u64 {
-    let bytes = std::fs::read(folder.join("checkpoint.safetensors")).unwrap();
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let facts = &metadata.metadata().as_ref().unwrap()["libsae_checkpoint"];
-    let facts: serde_json::Value = serde_json::from_str(facts).unwrap();
-    facts["progress"]["step"].as_u64().unwrap()
+#[test]
+fn sums_of_gradients_may_be_large_where_their_means_are_not() {
+    let normalization = Normalization::None;
+    let shape = TrainingShape { d: D, n_latents: N, k: 4, k_aux: 0, max_tokens: 8, ema: false, normalization };
+    let mut backend = CpuTraining::new(shape, Pool::serial()).unwrap();
+    // The square of one row's sum is beyond f32.
+    backend.write(Role::Gradient, Parameter::WEnc, &[1e20; N * D]).unwrap();
+    let step = StepParameters {
+        tokens: 1 << 60,
+        step: 1,
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        clip_norm: 0.0,
+        ema_decay: 0.9,
+    };
+    let norm = backend.apply(&step).unwrap();
+    let wanted = 1e20 / (1u64 << 60) as f64 * ((N * D) as f64).sqrt();
+    assert!((norm - wanted).abs() < 1e-6 * wanted, "{norm}, not {wanted}");
+    let mut weights = vec![0.0; N * D];
+    backend.read(Role::Weight, Parameter::WEnc, &mut weights).unwrap();
+    assert!(weights.iter().all(|w| (w + 1e-3).abs() < 1e-6), "{weights:?}");
+    // Where even the mean's square is beyond f32, the second moment would be too.
+    backend.write(Role::Gradient, Parameter::WEnc, &[1e20; N * D]).unwrap();
+    assert_eq!(backend.apply(&StepParameters { tokens: 1, ..step }).unwrap(), f64::INFINITY);
+    let mut after = vec![0.0; N * D];
+    backend.read(Role::Weight, Parameter::WEnc, &mut after).unwrap();
+    assert_eq!(after, weights);
 }

@@ -86,7 +86,7 @@ def train(activations, order, batch, options):
             torch.nn.utils.clip_grad_norm_(weights.values(), options["clip_norm"])
             for name, value in weights.items():
                 ema[name].mul_(0.999).add_(value, alpha=0.001)
-            adam.param_groups[0]["lr"] = rate(options, step, seen)
+            adam.param_groups[0]["lr"] = rate(options, step, seen - len(x))
             adam.step()
             rows /= rows.norm(dim=1, keepdim=True)
             if step % 20 == 0 or step == steps:

@@ -151,11 +151,12 @@ pub trait Training: Send {
     /// One optimizer step by the summed gradients, which are zero afterwards; gives their global norm. In order: the part of
     /// the decoder's gradient parallel to its rows is removed; (where gradients come from several devices, their mean is
     /// taken here); clipping; moving average; Adam; decoder rows to unit norm. A norm that is not finite is given back
-    /// with the weights left alone.
+    /// with the weights left alone, and infinity where the square of what would be applied goes beyond f32, as the second
+    /// moment then would.
     fn apply(&mut self, step: &StepParameters) -> Result<f64>;
 
-    /// Mean over `rows` `[R, d]`, already centred, of `‖Σ z_i W_dec[i]‖`; R is at most the shape's tokens.
-    fn mean_reconstruction_norm(&mut self, rows: &[f32]) -> Result<f64>;
+    /// `‖Σ z_i W_dec[i]‖` of each of `rows` `[R, d]`, already centred, into `norms` `[R]`; R is at most the shape's tokens.
+    fn reconstruction_norms(&mut self, rows: &[f32], norms: &mut [f64]) -> Result<()>;
 
     /// Copies a tensor of the run out.
     fn read(&self, role: Role, parameter: Parameter, out: &mut [f32]) -> Result<()>;

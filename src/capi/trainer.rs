@@ -9,7 +9,7 @@ use super::handle::{Exclusive, Handle, get, put, take_back};
 use super::log::{SAE_LOG_INFO, log};
 use super::model::{read_normalization, sae_model};
 use super::pool::{pool_or_serial, sae_pool};
-use super::run::{SAE_RUN_FAST, check_stream, sae_run};
+use super::run::{SAE_RUN_FAST, SAE_RUN_ROUND_SUM, check_stream, sae_run};
 use super::sized::{self, Output, sized};
 use super::status::{sae_error, sae_status};
 use super::tensor::{given, needed, sae_tensor};
@@ -131,7 +131,9 @@ pub unsafe extern "C" fn sae_trainer_warm_start(
     })
 }
 
-/// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since.
+/// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since. The auxiliary
+/// loss is a ratio of each call's own tokens, weighted by their number, and a latent may die or fire between calls: with it,
+/// accumulated calls are close to one large batch, not equal to it.
 pub const SAE_BATCH_ACCUMULATE: u32 = 1;
 
 /// What one call trains on.
@@ -197,8 +199,10 @@ pub struct sae_train_stats {
 sized!(sae_train_stats: step, tokens_seen, tokens, tokens_masked, tokens_not_finite, dead, loss, mse, aux, fvu, l0,
     dead_fraction, grad_norm, learning_rate, applied, reserved);
 
-/// Trains on a batch: one optimizer step, unless it accumulates. `stats` may be NULL. A call that is refused changes nothing. If
-/// the gradient is not finite (`SAE_ERROR_NOT_FINITE`), it is dropped and the weights stay as they are.
+/// Trains on a batch: one optimizer step, unless it accumulates. `stats` may be NULL; of `run`, `SAE_RUN_FAST` and
+/// `SAE_RUN_ROUND_SUM` are known. A call that is refused changes nothing. If the gradient is not finite
+/// (`SAE_ERROR_NOT_FINITE`), it is dropped, with all that was accumulated, and the weights stay as they are; the batch still
+/// counts in `rows_given` and `tokens_seen`, and for latents that did not fire.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_train_step(
     trainer: *mut sae_trainer,
@@ -210,9 +214,10 @@ pub unsafe extern "C" fn sae_train_step(
     boundary(error, || {
         // SAFETY: the caller's pointers.
         let (trainer, batch, stats) = unsafe {
-            check_run(run)?;
+            let round_sum = check_run(run)?;
             let stats = if stats.is_null() { None } else { Some(Output::new("stats", stats)?) };
-            (get("trainer", trainer)?, sized::require("batch", batch)?.read()?, stats)
+            let batch = Batch { round_sum, ..sized::require("batch", batch)?.read()? };
+            (get("trainer", trainer)?, batch, stats)
         };
         let made = trainer.0.enter("trainer")?.step(&batch)?;
         if let Some(stats) = stats {
@@ -427,6 +432,7 @@ impl sae_train_batch {
             Ok(Batch {
                 x: needed("x", self.x)?.read("x")?,
                 addend: optional("addend", self.addend)?,
+                round_sum: false,
                 target: optional("target", self.target)?,
                 row_mask: optional("row_mask", self.row_mask)?,
                 accumulate: self.flags & SAE_BATCH_ACCUMULATE != 0,
@@ -435,13 +441,14 @@ impl sae_train_batch {
     }
 }
 
-/// Refuses ways to run that training has not.
-unsafe fn check_run(run: *const sae_run) -> Result<()> {
+/// Refuses ways to run that training has not; whether x + addend is rounded.
+unsafe fn check_run(run: *const sae_run) -> Result<bool> {
     // SAFETY: the caller's pointer.
-    let Some(run) = (unsafe { sized::read("run", run)? }) else { return Ok(()) };
-    check_flags("run.flags", run.flags, SAE_RUN_FAST)?;
+    let Some(run) = (unsafe { sized::read("run", run)? }) else { return Ok(false) };
+    check_flags("run.flags", run.flags, SAE_RUN_FAST | SAE_RUN_ROUND_SUM)?;
     if !run.workspace.is_null() || run.workspace_size > 0 {
         return fail!(Unsupported, "run.workspace: a trainer works in its own memory; leave it NULL");
     }
-    check_stream(&run)
+    check_stream(&run)?;
+    Ok(run.flags & SAE_RUN_ROUND_SUM != 0)
 }

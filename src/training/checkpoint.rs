@@ -6,20 +6,18 @@
 //! A save writes a new file, makes sure it is on the disk, and renames it over the old one: killed at any moment, the folder
 //! holds one complete checkpoint, the old or the new.
 
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, View, serialize_to_file};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use super::{Progress, TrainOptions};
+use crate::atomic;
 use crate::backend::training::{Parameter, Role, Training};
 use crate::error::{Error, Result, Status, fail};
-use crate::tensor::Storage;
+use crate::tensor::{Array, Storage};
 
 /// The file in the folder.
 const FILE: &str = "checkpoint.safetensors";
@@ -27,8 +25,10 @@ const FILE: &str = "checkpoint.safetensors";
 const KEY: &str = "libsae_checkpoint";
 /// Of the layout described above.
 const VERSION: u32 = 1;
-/// How files being written are named; one that is left over is of a save that was killed.
-const PARTIAL: (&str, &str) = (".checkpoint-", ".partial");
+/// What a header's length is a multiple of.
+const ALIGN: usize = 8;
+/// More than any run counts; what is added to less does not wrap.
+const MAX_COUNT: u64 = 1 << 63;
 const UNFIRED: &str = "tokens_since_fired";
 
 /// The metadata's entry.
@@ -40,8 +40,15 @@ struct Facts {
     progress: Progress,
 }
 
-/// The numbers in a checkpoint, by name.
-fn tensors(options: &TrainOptions, progress: &Progress) -> BTreeMap<String, (Content, Vec<usize>)> {
+/// A tensor of a checkpoint.
+struct Entry {
+    name: String,
+    content: Content,
+    dims: Vec<usize>,
+}
+
+/// The numbers in a checkpoint, in the order in which they are written: the wider type first, so that all are aligned.
+fn tensors(options: &TrainOptions, progress: &Progress) -> Vec<Entry> {
     let roles = [
         ("", Role::Weight, true),
         ("adam_m.", Role::FirstMoment, true),
@@ -49,11 +56,13 @@ fn tensors(options: &TrainOptions, progress: &Progress) -> BTreeMap<String, (Con
         ("ema.", Role::Ema, !options.no_ema),
         ("gradient.", Role::Gradient, progress.pending_tokens > 0),
     ];
-    let mut all = BTreeMap::from([(UNFIRED.to_owned(), (Content::Unfired, vec![options.n_latents]))]);
+    let unfired = Entry { name: UNFIRED.to_owned(), content: Content::Unfired, dims: vec![options.n_latents] };
+    let mut all = vec![unfired];
     for (prefix, role, _) in roles.into_iter().filter(|(_, _, kept)| *kept) {
         for parameter in Parameter::ALL {
             let dims = parameter.dims(options.n_latents, options.d);
-            all.insert(format!("{prefix}{}", parameter.name()), (Content::Numbers(role, parameter), dims));
+            let name = format!("{prefix}{}", parameter.name());
+            all.push(Entry { name, content: Content::Numbers(role, parameter), dims });
         }
     }
     all
@@ -75,87 +84,97 @@ impl Content {
     }
 }
 
-/// A tensor read from the backend when its turn to be written comes, so that one at a time is in memory.
-struct Lazy<'a> {
-    backend: &'a dyn Training,
-    content: Content,
-    dims: Vec<usize>,
-    failure: &'a RefCell<Option<Error>>,
-}
-
-impl View for Lazy<'_> {
-    fn dtype(&self) -> Dtype {
-        self.content.dtype()
+impl Entry {
+    fn len(&self) -> usize {
+        self.dims.iter().product()
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.dims
+    /// What the header says of it, and where it ends.
+    fn info(&self, start: usize) -> (TensorInfo, usize) {
+        let dtype = self.content.dtype();
+        let end = start + self.len() * dtype.bitsize() / 8;
+        (TensorInfo { dtype, shape: self.dims.clone(), data_offsets: (start, end) }, end)
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
-        let len = self.dims.iter().product();
-        let (bytes, outcome) = match self.content {
+    /// Writes its bytes. One tensor at a time is in memory.
+    fn write(&self, backend: &dyn Training, out: &mut dyn std::io::Write) -> Result<()> {
+        match self.content {
             Content::Numbers(role, parameter) => {
-                let mut values = vec![0f32; len];
-                let outcome = self.backend.read(role, parameter, &mut values);
-                (values.iter().flat_map(|v| v.to_le_bytes()).collect(), outcome)
+                let mut values = Array::zeroed(self.len())?;
+                backend.read(role, parameter, &mut values)?;
+                self.check(role, &values)?;
+                out.write_all(bytemuck::cast_slice(&values))?;
             }
             Content::Unfired => {
-                let mut values = vec![0u64; len];
-                let outcome = self.backend.read_unfired(&mut values);
-                (values.iter().flat_map(|v| v.to_le_bytes()).collect(), outcome)
+                let mut values = Array::<u64>::zeroed(self.len())?;
+                backend.read_unfired(&mut values)?;
+                out.write_all(bytemuck::cast_slice(&values))?;
             }
-        };
-        // The container's writer cannot be told; the save is called off afterwards.
-        if let Err(error) = outcome {
-            self.failure.borrow_mut().get_or_insert(error);
         }
-        Cow::Owned(bytes)
+        Ok(())
     }
 
-    fn data_len(&self) -> usize {
-        self.dims.iter().product::<usize>() * self.dtype().bitsize() / 8
+    /// Reads its bytes.
+    fn read(&self, bytes: &[u8], backend: &mut dyn Training) -> Result<()> {
+        match self.content {
+            Content::Numbers(role, parameter) => {
+                let mut values = Array::zeroed(self.len())?;
+                bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
+                self.check(role, &values)?;
+                backend.write(role, parameter, &values)
+            }
+            Content::Unfired => {
+                let mut values = Array::<u64>::zeroed(self.len())?;
+                bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
+                backend.write_unfired(&values)
+            }
+        }
+    }
+
+    /// Refuses numbers that a run cannot go on from.
+    fn check(&self, role: Role, values: &[f32]) -> Result<()> {
+        let name = &self.name;
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(()),
+            Some(i) if role == Role::Gradient => fail!(
+                NotFinite,
+                "{name} holds {} at {i}: the next step will drop what is accumulated; save after it",
+                values[i]
+            ),
+            Some(i) => fail!(NotFinite, "{name} holds {} at {i}", values[i]),
+        }
     }
 }
 
 /// Writes a checkpoint; the last one stays until this one is complete.
 pub(super) fn save(folder: &Path, options: &TrainOptions, progress: &Progress, backend: &dyn Training) -> Result<()> {
-    fs::create_dir_all(folder)?;
-    remove_leftovers(folder);
-    let facts = Facts { version: VERSION, options: options.clone(), progress: progress.clone() };
-    let facts = serde_json::to_string(&facts).map_err(|e| Error::new(Status::Internal, e.to_string()))?;
-    let failure = RefCell::new(None);
-    let views = tensors(options, progress)
-        .into_iter()
-        .map(|(name, (content, dims))| (name, Lazy { backend, content, dims, failure: &failure }));
-
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PARTIAL.0).suffix(PARTIAL.1);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let partial = builder.tempfile_in(folder)?;
-    let metadata = HashMap::from([(KEY.to_owned(), facts)]);
-    serialize_to_file(views, Some(metadata), partial.path()).map_err(|e| Error::new(Status::Io, e.to_string()))?;
-    if let Some(error) = failure.into_inner() {
-        return Err(error);
-    }
-    partial.as_file().sync_all()?;
-    partial.persist(folder.join(FILE)).map_err(|e| e.error)?;
-    // The new name is safe once the folder is on the disk too.
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    Ok(())
+    let entries = tensors(options, progress);
+    let header = header(&entries, options, progress)?;
+    atomic::create_dir_all(folder)?;
+    let path = folder.join(FILE);
+    atomic::remove_leftovers(&path);
+    atomic::write(&path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        entries.iter().try_for_each(|entry| entry.write(backend, out))
+    })
 }
 
-/// Removes what killed saves left over. That it cannot be removed does no harm.
-fn remove_leftovers(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(PARTIAL.0) && name.ends_with(PARTIAL.1) {
-            fs::remove_file(entry.path()).ok();
-        }
-    }
+/// The JSON header, filled with spaces so that the numbers after it are aligned.
+fn header(entries: &[Entry], options: &TrainOptions, progress: &Progress) -> Result<Vec<u8>> {
+    let internal = |e: &dyn std::fmt::Display| Error::new(Status::Internal, format!("the header cannot be made: {e}"));
+    let facts = Facts { version: VERSION, options: options.clone(), progress: progress.clone() };
+    let facts = serde_json::to_string(&facts).map_err(|e| internal(&e))?;
+    let mut end = 0;
+    let infos = entries.iter().map(|entry| {
+        let info;
+        (info, end) = entry.info(end);
+        (entry.name.clone(), info)
+    });
+    let metadata = Metadata::new(Some([(KEY.to_owned(), facts)].into()), infos.collect()).map_err(|e| internal(&e))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|e| internal(&e))?;
+    header.resize(header.len().next_multiple_of(ALIGN), b' ');
+    Ok(header)
 }
 
 /// A checkpoint whose names, types and shapes were found sound.
@@ -206,12 +225,24 @@ impl Stored {
         if !(progress.normalizer > 0.0 && progress.normalizer.is_finite()) {
             return Err(broken(format!("its normalizer is {}", progress.normalizer)));
         }
+        let Progress { step, rows_given, tokens_seen, pending_tokens, .. } = *progress;
+        let counts = [
+            ("rows_given", rows_given, "2^63", MAX_COUNT),
+            ("tokens_seen", tokens_seen, "rows_given", rows_given),
+            ("pending_tokens", pending_tokens, "tokens_seen", tokens_seen),
+            ("step", step, "tokens_seen", tokens_seen),
+        ];
+        for (name, count, limit, most) in counts {
+            if count > most {
+                return Err(broken(format!("{name} is {count}, above {limit}")));
+            }
+        }
         let found = SafeTensors::deserialize(self.bytes.bytes()).map_err(broken)?;
         let wanted = tensors(options, progress);
-        if let Some(name) = found.names().into_iter().find(|name| !wanted.contains_key(*name)) {
+        if let Some(name) = found.names().into_iter().find(|&name| wanted.iter().all(|entry| entry.name != name)) {
             return Err(broken(format!("tensor {name} does not belong to it")));
         }
-        for (name, (content, dims)) in &wanted {
+        for Entry { name, content, dims } in &wanted {
             let tensor = found.tensor(name).map_err(broken)?;
             if (tensor.dtype(), tensor.shape()) != (content.dtype(), dims) {
                 let (dtype, shape) = (tensor.dtype(), tensor.shape());
@@ -225,21 +256,9 @@ impl Stored {
     pub(super) fn load(&self, backend: &mut dyn Training) -> Result<Progress> {
         let Facts { options, progress, .. } = &self.facts;
         let found = SafeTensors::deserialize(self.bytes.bytes()).map_err(broken)?;
-        for (name, (content, _)) in tensors(options, progress) {
-            let bytes = found.tensor(&name).map_err(broken)?.data();
-            match content {
-                Content::Numbers(role, parameter) => {
-                    let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-                    if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                        return fail!(NotFinite, "{FILE}: {name} holds {} at {i}", values[i]);
-                    }
-                    backend.write(role, parameter, &values)?;
-                }
-                Content::Unfired => {
-                    let values: Vec<u64> = bytes.as_chunks().0.iter().map(|&b| u64::from_le_bytes(b)).collect();
-                    backend.write_unfired(&values)?;
-                }
-            }
+        for entry in tensors(options, progress) {
+            let bytes = found.tensor(&entry.name).map_err(broken)?.data();
+            entry.read(bytes, backend).map_err(|e| e.at(FILE))?;
         }
         Ok(progress.clone())
     }

@@ -6,9 +6,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
 use crate::backend::Pool;
+use crate::backend::cpu::{Kernels, Prepared, normalize_row};
 use crate::error::{Result, fail};
-use crate::sae::Normalization;
-use crate::tensor::Tensor;
+use crate::sae::{Architecture, Normalization, Spec};
+use crate::tensor::{Array, Tensor, try_vec};
 
 /// The most rows of a sample that are used.
 const SAMPLE_ROWS: usize = 32_768;
@@ -26,20 +27,31 @@ pub(super) struct Sample {
     rows: Vec<f32>,
 }
 
+/// Sums over the rows of a sample.
+struct Sums<'a> {
+    rows: &'a mut [f64],
+    weights: f64,
+    distances: f64,
+}
+
 impl Sample {
     /// Reads a sample `[S, d]`: rows that are not finite are left out, and of too many, some at even distances are taken.
     pub(super) fn read(sample: &Tensor<'_>, normalization: Normalization) -> Result<Self> {
         let (found, d) = (sample.rows(), sample.shape()[1]);
         let count = found.min(SAMPLE_ROWS);
-        let mut rows = Vec::with_capacity(count * d);
-        let mut x = vec![0.0; d];
+        // As a batch's rows are made ready, but for b_dec, which is yet to be found.
+        let kernels = Kernels::best();
+        let mut spec = Spec::new(Architecture::Relu, d, 1);
+        (spec.normalization, spec.subtract_b_dec) = (normalization, false);
+        let mut rows = try_vec(0.0, count * d)?;
+        let mut usable = 0;
         for i in 0..count {
-            sample.read_row(i * found / count, &mut x);
-            if normalize(&mut x, normalization) {
-                rows.extend_from_slice(&x);
-            }
+            let x = &mut rows[usable * d..(usable + 1) * d];
+            sample.read_row(i * found / count, x);
+            let prepared = normalize_row(kernels, &spec, &[], x);
+            usable += usize::from(prepared != Prepared::NotFinite && kernels.dot(x, x).is_finite());
         }
-        let usable = rows.len() / d;
+        rows.truncate(usable * d);
         if usable < 2 {
             return fail!(
                 InvalidTensor,
@@ -67,47 +79,52 @@ impl Sample {
 
     /// The point with the least sum of distances to the rows (Weiszfeld's algorithm): a centre that a few huge tokens do
     /// not move.
-    pub(super) fn geometric_median(&self, pool: &Pool) -> Vec<f32> {
-        let (mut median, _, _) = self.weighted_sums(pool, None);
+    pub(super) fn geometric_median(&self, pool: &Pool) -> Result<Vec<f32>> {
+        let blocks = self.rows.chunks(ROWS * self.d).len();
+        let mut sums = Array::zeroed(blocks * self.d)?;
+        self.weighted_sums(pool, None, &mut sums);
         let count = (self.rows.len() / self.d) as f64;
-        median.iter_mut().for_each(|m| *m /= count);
+        let mut median: Vec<f64> = sums[..self.d].iter().map(|m| m / count).collect();
         for _ in 0..MEDIAN_STEPS {
-            let (mut next, weight, distance) = self.weighted_sums(pool, Some(&median));
-            next.iter_mut().for_each(|m| *m /= weight);
-            let moved = next.iter().zip(&median).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
-            median = next;
-            if moved <= MEDIAN_TOLERANCE * distance / count {
+            let (weight, distance) = self.weighted_sums(pool, Some(&median), &mut sums);
+            let mut moved = 0.0;
+            for (m, sum) in median.iter_mut().zip(&sums[..self.d]) {
+                let next = sum / weight;
+                moved += (next - *m) * (next - *m);
+                *m = next;
+            }
+            if moved.sqrt() <= MEDIAN_TOLERANCE * distance / count {
                 break;
             }
         }
-        median.iter().map(|&m| m as f32).collect()
+        Ok(median.iter().map(|&m| m as f32).collect())
     }
 
-    /// Sum of the rows, each divided by its distance from `centre` if there is one; sum of those weights; sum of distances.
-    /// Blocks of rows are summed apart and then in order, so threads do not show.
-    fn weighted_sums(&self, pool: &Pool, centre: Option<&[f64]>) -> (Vec<f64>, f64, f64) {
-        let blocks: Vec<&[f32]> = self.rows.chunks(ROWS * self.d).collect();
-        let sums: Vec<_> = blocks.iter().map(|_| Mutex::new((vec![0.0f64; self.d], 0.0, 0.0))).collect();
-        pool.run(blocks.len(), &|i| {
-            let mut guard = sums[i].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let (sum, weights, distances) = &mut *guard;
-            for row in blocks[i].chunks_exact(self.d) {
+    /// Sum of the rows, each divided by its distance from `centre` if there is one, into the first `d` of `sums`, which has
+    /// room for that of each block; gives the sum of those weights, and of distances. Blocks of rows are summed apart and
+    /// then in order, so threads do not show.
+    fn weighted_sums(&self, pool: &Pool, centre: Option<&[f64]>, sums: &mut [f64]) -> (f64, f64) {
+        sums.fill(0.0);
+        let rows: Vec<&[f32]> = self.rows.chunks(ROWS * self.d).collect();
+        let blocks = sums.chunks_exact_mut(self.d).map(|rows| Mutex::new(Sums { rows, weights: 0.0, distances: 0.0 }));
+        let blocks: Vec<_> = blocks.collect();
+        pool.run(rows.len(), &|i| {
+            let mut sums = blocks[i].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            for row in rows[i].chunks_exact(self.d) {
                 let distance = centre.map_or(1.0, |centre| squared_distance(row, centre).sqrt());
                 // A row at the centre itself would weigh infinitely.
                 let weight = 1.0 / distance.max(1e-12);
-                add(sum, row, weight);
-                *weights += weight;
-                *distances += distance;
+                add(sums.rows, row, weight);
+                sums.weights += weight;
+                sums.distances += distance;
             }
         });
-        let mut total = (vec![0.0; self.d], 0.0, 0.0);
-        for sum in sums {
-            let (sum, weights, distances) = sum.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-            total.0.iter_mut().zip(sum).for_each(|(t, s)| *t += s);
-            total.1 += weights;
-            total.2 += distances;
-        }
-        total
+        let mut blocks = blocks.into_iter().map(|sums| sums.into_inner().unwrap_or_else(|p| p.into_inner()));
+        let Some(total) = blocks.next() else { return (0.0, 0.0) };
+        blocks.fold((total.weights, total.distances), |(weights, distances), block| {
+            total.rows.iter_mut().zip(&*block.rows).for_each(|(t, s)| *t += s);
+            (weights + block.weights, distances + block.distances)
+        })
     }
 }
 
@@ -119,24 +136,12 @@ fn squared_distance(row: &[f32], centre: &[f64]) -> f64 {
     row.iter().zip(centre).map(|(&x, c)| (f64::from(x) - c) * (f64::from(x) - c)).sum()
 }
 
-/// Normalises a row; whether it can be used.
-fn normalize(x: &mut [f32], normalization: Normalization) -> bool {
-    if normalization == Normalization::LayerNorm {
-        let d = x.len() as f64;
-        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / d;
-        let squares = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>();
-        let divisor = (squares / (d - 1.0)).sqrt() + 1e-5;
-        x.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) / divisor) as f32);
-    }
-    x.iter().map(|v| v * v).sum::<f32>().is_finite()
-}
-
 /// `rows` random unit vectors of length `d`, row after row: uniform in the cube, scaled. Only arithmetic that every machine
 /// rounds alike, so a seed means the same everywhere.
-pub(super) fn random_unit_rows(seed: u64, stream: u64, rows: usize, d: usize) -> Vec<f32> {
+pub(super) fn random_unit_rows(seed: u64, stream: u64, rows: usize, d: usize) -> Result<Array<f32>> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(stream);
-    let mut values = vec![0.0; rows * d];
+    let mut values = Array::zeroed(rows.saturating_mul(d))?;
     let mut row = vec![0.0f64; d];
     for out in values.chunks_exact_mut(d) {
         let norm = loop {
@@ -148,7 +153,7 @@ pub(super) fn random_unit_rows(seed: u64, stream: u64, rows: usize, d: usize) ->
         };
         out.iter_mut().zip(&row).for_each(|(out, v)| *out = (v / norm) as f32);
     }
-    values
+    Ok(values)
 }
 
 #[cfg(test)]
@@ -161,11 +166,11 @@ mod tests {
 
     #[test]
     fn the_median_resists_outliers_and_minimises_distances() {
-        let mut values = random_unit_rows(7, 0, 1001, 5);
+        let mut values = random_unit_rows(7, 0, 1001, 5).unwrap();
         values.iter_mut().enumerate().for_each(|(i, v)| *v += (i % 5) as f32);
         values[..5].fill(1e6);
         let sample = sample(&values, 5);
-        let median = sample.geometric_median(&Pool::serial());
+        let median = sample.geometric_median(&Pool::serial()).unwrap();
         assert!(median.iter().enumerate().all(|(j, m)| (m - j as f32).abs() < 0.1), "{median:?}");
         let total = |centre: &[f64]| -> f64 {
             sample.rows.chunks_exact(5).map(|row| squared_distance(row, centre).sqrt()).sum()
@@ -178,7 +183,7 @@ mod tests {
                 assert!(total(&near) > total(&at), "{j} {step}");
             }
         }
-        assert_eq!(median, sample.geometric_median(&Pool::new(3).unwrap()));
+        assert_eq!(median, sample.geometric_median(&Pool::new(3).unwrap()).unwrap());
     }
 
     #[test]
@@ -197,11 +202,9 @@ mod tests {
 
     #[test]
     fn random_rows_follow_the_seed() {
-        let rows = random_unit_rows(3, 1, 40, 17);
-        assert_eq!(rows, random_unit_rows(3, 1, 40, 17));
-        assert_ne!(rows, random_unit_rows(4, 1, 40, 17));
-        assert_ne!(rows, random_unit_rows(3, 2, 40, 17));
-        for row in rows.chunks_exact(17) {
+        let rows = |seed, stream| random_unit_rows(seed, stream, 40, 17).unwrap();
+        assert!(*rows(3, 1) == *rows(3, 1) && *rows(3, 1) != *rows(4, 1) && *rows(3, 1) != *rows(3, 2));
+        for row in rows(3, 1).chunks_exact(17) {
             assert!((row.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
         }
     }

@@ -19,6 +19,10 @@
 //! decoder's rows are scaled back to unit norm. So decoder rows have unit norm at every batch, and both exports do: the
 //! weights as they are, the moving average after its own rows were scaled.
 //!
+//! Accumulated calls add up their tokens' gradients, and the step takes the mean over all of them. AuxK's ratio is of each
+//! call's own tokens, weighted by their number, with the latents dead at that call: with AuxK, accumulation is close to one
+//! large batch, without it the same but for rounding.
+//!
 //! The same options, data and order give the same bits on any number of threads.
 
 mod checkpoint;

@@ -2,12 +2,13 @@
 
 use super::TrainOptions;
 
-/// The rate of optimizer step `step` (from 1), `tokens_seen` tokens into the run: linear warm-up from 0 over
-/// `warmup_steps`, constant, then linear decay to 0 over the last `decay_fraction` of `total_tokens`.
-pub(super) fn learning_rate(options: &TrainOptions, step: u64, tokens_seen: u64) -> f64 {
+/// The rate of optimizer step `step` (from 1), before whose own tokens the run had seen `tokens_before`: linear warm-up
+/// over `warmup_steps`, constant, then linear decay to 0 over the last `decay_fraction` of `total_tokens`. Neither the first
+/// step nor the last of a run of exactly that length has rate 0.
+pub(super) fn learning_rate(options: &TrainOptions, step: u64, tokens_before: u64) -> f64 {
     let warmup = (step as f64 / options.warmup_steps.max(1) as f64).min(1.0);
     let decay = if options.decay_fraction > 0.0 {
-        let left = options.total_tokens.saturating_sub(tokens_seen) as f64 / options.total_tokens as f64;
+        let left = options.total_tokens.saturating_sub(tokens_before) as f64 / options.total_tokens as f64;
         (left / f64::from(options.decay_fraction)).min(1.0)
     } else {
         1.0

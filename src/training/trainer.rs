@@ -13,8 +13,8 @@ use crate::backend::training::{
 use crate::backend::{Input, Pool};
 use crate::error::{Result, fail};
 use crate::features::check_tensor;
-use crate::sae::{Architecture, Matrix, Sae, Spec, Weights};
-use crate::tensor::{DType, Tensor};
+use crate::sae::{Architecture, Matrix, Normalization, Sae, Spec, Weights};
+use crate::tensor::{Array, DType, Tensor, try_vec};
 
 /// What one call trains on.
 #[derive(Clone, Copy)]
@@ -23,6 +23,8 @@ pub struct Batch<'a> {
     pub x: Tensor<'a>,
     /// `[T, d]`: `x + addend`, formed in f32, is trained on.
     pub addend: Option<Tensor<'a>>,
+    /// Round `x + addend` to x's type, as engines do that write the sum back before they read it.
+    pub round_sum: bool,
     /// What to reconstruct instead of the input; transcoders cannot be trained yet, so it must be absent.
     pub target: Option<Tensor<'a>>,
     /// `[T]` i32: rows with 0 are left out.
@@ -33,7 +35,7 @@ pub struct Batch<'a> {
 
 impl<'a> From<Tensor<'a>> for Batch<'a> {
     fn from(x: Tensor<'a>) -> Self {
-        Self { x, addend: None, target: None, row_mask: None, accumulate: false }
+        Self { x, addend: None, round_sum: false, target: None, row_mask: None, accumulate: false }
     }
 }
 
@@ -90,61 +92,73 @@ impl Trainer {
         let normalizer = sample.variance()?;
         let TrainOptions { d, n_latents, seed, .. } = self.options;
         // The encoder starts as the decoder, scaled so that unit vectors come back with unit norm, on average.
-        let mut rows = random_unit_rows(seed, 0, n_latents, d);
+        let mut rows = random_unit_rows(seed, 0, n_latents, d)?;
         self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
         self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        let probes = random_unit_rows(seed, 1, PROBES, d);
-        let norms = probes.chunks(self.options.max_batch_tokens * d).map(|probes| {
-            let norm = self.backend.mean_reconstruction_norm(probes)?;
-            Ok(norm * (probes.len() / d) as f64)
-        });
-        let norm = norms.sum::<Result<f64>>()? / PROBES as f64;
+        let probes = random_unit_rows(seed, 1, PROBES, d)?;
+        let mut norms = [0.0; PROBES];
+        let at_once = self.options.max_batch_tokens;
+        for (probes, norms) in probes.chunks(at_once * d).zip(norms.chunks_mut(at_once)) {
+            self.backend.reconstruction_norms(probes, norms)?;
+        }
+        let norm = norms.iter().sum::<f64>() / PROBES as f64;
         if norm > 0.0 {
             rows.iter_mut().for_each(|w| *w = (f64::from(*w) / norm) as f32);
         }
         self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        self.backend.write(Role::Weight, Parameter::BDec, &sample.geometric_median(&self.pool))?;
+        self.backend.write(Role::Weight, Parameter::BDec, &sample.geometric_median(&self.pool)?)?;
         self.progress = Some(Progress::start(normalizer));
         Ok(())
     }
 
-    /// Starts a run from the weights of an SAE; the sample `[S, d]` gives the loss's normaliser. The SAE must be a TopK or ReLU
-    /// autoencoder of the same sizes and normalisation that subtracts b_dec and does not rescale. Decoder rows are
-    /// scaled to unit norm, and the encoder inversely, which leaves each latent's contribution as it was.
+    /// Starts a run from the weights of an SAE; the sample `[S, d]` gives the loss's normaliser. The SAE must be a whole
+    /// TopK or ReLU autoencoder of the same sizes and normalisation that subtracts b_dec, does not rescale, has no skip
+    /// path and writes where it reads: what the run would not keep is refused. Decoder rows are scaled to unit norm, and
+    /// the encoder inversely, which leaves each latent's contribution as it was.
     pub fn warm_start(&mut self, sae: &Sae, sample: &Tensor<'_>) -> Result<()> {
-        self.check_warm_start(sae.spec())?;
+        self.check_warm_start(sae)?;
         let normalizer = self.read_sample(sample)?.variance()?;
         let TrainOptions { d, n_latents, .. } = self.options;
         let weights = sae.weights();
-        let norms = weights.w_dec.row_norms();
-        if let Some(i) = norms.iter().position(|&norm| norm == 0.0 || !norm.is_finite()) {
-            return fail!(InvalidArgument, "model: W_dec row {i} has norm {} and cannot be scaled to 1", norms[i]);
+        let mut rows = Array::zeroed(n_latents * d)?;
+        read_rows(&weights.w_dec, &mut rows);
+        let mut norms = Array::<f32>::zeroed(n_latents)?;
+        for (i, (norm, row)) in norms.iter_mut().zip(rows.chunks_exact(d)).enumerate() {
+            *norm = norm_of(row);
+            if *norm == 0.0 || !norm.is_finite() {
+                return fail!(InvalidArgument, "model: W_dec row {i} has norm {norm} and cannot be scaled to 1");
+            }
         }
-        let mut scratch = vec![0.0; n_latents * d];
-        let mut rows = weights.w_dec.rows_f32(0, n_latents, &mut scratch).to_vec();
         scale_rows(&mut rows, d, |i| 1.0 / f64::from(norms[i]));
         self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
-        rows.copy_from_slice(weights.w_enc.rows_f32(0, n_latents, &mut scratch));
+        read_rows(&weights.w_enc, &mut rows);
         scale_rows(&mut rows, d, |i| f64::from(norms[i]));
         self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        let b_enc: Vec<f32> = weights.b_enc.iter().zip(&norms).map(|(b, norm)| b * norm).collect();
-        self.backend.write(Role::Weight, Parameter::BEnc, &b_enc)?;
+        norms.iter_mut().zip(&weights.b_enc).for_each(|(norm, b)| *norm *= b);
+        self.backend.write(Role::Weight, Parameter::BEnc, &norms)?;
         self.backend.write(Role::Weight, Parameter::BDec, &weights.b_dec)?;
         self.progress = Some(Progress::start(normalizer));
         Ok(())
     }
 
-    fn check_warm_start(&self, spec: &Spec) -> Result<()> {
-        let ours = self.options.spec();
-        let sizes = |s: &Spec| (s.d_in, s.d_out, s.n_latents, s.first_latent);
+    fn check_warm_start(&self, sae: &Sae) -> Result<()> {
+        let (spec, ours) = (sae.spec(), self.options.spec());
+        if spec.is_shard() {
+            let (first, whole) = (spec.first_latent, spec.whole_latents());
+            return fail!(
+                Unsupported,
+                "model: is a shard, latents {first}..+{} of {whole}; train on the whole SAE",
+                spec.n_latents
+            );
+        }
+        let sizes = |s: &Spec| (s.d_in, s.d_out, s.n_latents);
         if sizes(spec) != sizes(&ours) {
             return fail!(
                 InvalidArgument,
-                "model: d_in {}, d_out {} and n_latents {} (from {}) do not fit a run of d {} and n_latents {}",
+                "model: d_in {}, d_out {} and n_latents {} do not fit a run of d {} and n_latents {}",
                 spec.d_in,
                 spec.d_out,
                 spec.n_latents,
-                spec.first_latent,
                 ours.d_in,
                 ours.n_latents
             );
@@ -161,10 +175,25 @@ impl Trainer {
             Architecture::TopK { .. } | Architecture::Relu => {}
             other => return fail!(Unsupported, "model: a {} SAE cannot be trained on as TopK", other.name()),
         }
-        if !spec.subtract_b_dec || spec.rescale_by_decoder_norm {
-            return fail!(Unsupported, "model: only SAEs that subtract b_dec and do not rescale can be trained on");
+        // What a run does not make would be lost without a word.
+        let hooks = (&spec.convention.hook_point, &spec.convention.hook_point_out);
+        let missing = [
+            (!spec.subtract_b_dec, "it does not subtract b_dec from its input (subtract_b_dec is false)"),
+            (spec.rescale_by_decoder_norm, "it rescales by the decoder's norms (rescale_by_decoder_norm)"),
+            (sae.weights().w_skip.is_some(), "it has a skip path (W_skip)"),
+            (
+                !spec.denormalize_output && spec.normalization != Normalization::None,
+                "its output stays normalised (denormalize_output is false)",
+            ),
+            (
+                hooks.1.is_some() && hooks.0 != hooks.1,
+                "its output belongs elsewhere than its input (hook_point_out), as a transcoder's does",
+            ),
+        ];
+        match missing.iter().find(|(found, _)| *found) {
+            Some((_, what)) => fail!(Unsupported, "model: {what}, which training does not do; it would be lost"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn read_sample(&self, sample: &Tensor<'_>) -> Result<Sample> {
@@ -181,7 +210,9 @@ impl Trainer {
     }
 
     /// Trains on a batch of at most `max_batch_tokens` rows. A call that is refused changes nothing. Should the gradient
-    /// not be finite ([`Status::NotFinite`](crate::Status::NotFinite)), it is dropped and the weights stay as they are.
+    /// not be finite ([`Status::NotFinite`](crate::Status::NotFinite)), it is dropped, with all that was accumulated, and
+    /// weights, optimizer and moving average stay as they are; but the batch counts as given and seen, also for latents
+    /// that did not fire.
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<StepStats> {
         let rows = self.check_batch(batch)?;
         let Some(progress) = &mut self.progress else {
@@ -201,10 +232,11 @@ impl Trainer {
         if batch.accumulate || progress.pending_tokens == 0 {
             return Ok(stats);
         }
+        let tokens = std::mem::take(&mut progress.pending_tokens);
         let step = StepParameters {
-            tokens: std::mem::take(&mut progress.pending_tokens),
+            tokens,
             step: progress.step + 1,
-            learning_rate: learning_rate(&self.options, progress.step + 1, progress.tokens_seen),
+            learning_rate: learning_rate(&self.options, progress.step + 1, progress.tokens_seen - tokens),
             beta1: f64::from(self.options.adam_beta1),
             beta2: f64::from(self.options.adam_beta2),
             epsilon: f64::from(self.options.adam_epsilon),
@@ -242,7 +274,8 @@ impl Trainer {
             check_tensor("row_mask", mask, &[rows], |t| t == DType::I32, "i32")?;
             check_host("row_mask", mask)?;
         }
-        Ok(TrainingRows { input: Input { x: batch.x, addend: batch.addend, round_sum: false }, mask: batch.row_mask })
+        let input = Input { x: batch.x, addend: batch.addend, round_sum: batch.round_sum };
+        Ok(TrainingRows { input, mask: batch.row_mask })
     }
 
     /// Saves everything needed to go on to the same bits into a folder, atomically: whatever happens, the folder holds
@@ -286,27 +319,28 @@ impl Trainer {
             }
         };
         let TrainOptions { d, n_latents: n, .. } = self.options;
-        let read = |parameter: Parameter| -> Result<Vec<f32>> {
-            let mut values = vec![0.0; parameter.dims(n, d).iter().product()];
-            self.backend.read(role, parameter, &mut values)?;
+        let read = |parameter: Parameter, values: &mut [f32]| -> Result<()> {
+            self.backend.read(role, parameter, values)?;
             if role == Role::Ema {
                 values.iter_mut().for_each(|v| *v = (f64::from(*v) * correction) as f32);
             }
-            Ok(values)
+            Ok(())
         };
-        let mut w_dec = read(Parameter::WDec)?;
+        let (mut w_enc, mut w_dec) = (Array::zeroed(n * d)?, Array::zeroed(n * d)?);
+        let (mut b_enc, mut b_dec) = (try_vec(0.0, n)?, try_vec(0.0, d)?);
+        read(Parameter::WEnc, &mut w_enc)?;
+        read(Parameter::BEnc, &mut b_enc)?;
+        read(Parameter::WDec, &mut w_dec)?;
+        read(Parameter::BDec, &mut b_dec)?;
         if role == Role::Ema {
-            let norms = Matrix::from_f32(&w_dec, n, d)?.row_norms();
-            scale_rows(&mut w_dec, d, |i| if norms[i] > 0.0 { 1.0 / f64::from(norms[i]) } else { 1.0 });
+            for row in w_dec.chunks_exact_mut(d) {
+                let norm = norm_of(row);
+                scale_rows(row, d, |_| if norm > 0.0 { 1.0 / f64::from(norm) } else { 1.0 });
+            }
         }
-        let weights = Weights {
-            w_enc: Matrix::from_f32(&read(Parameter::WEnc)?, n, d)?,
-            b_enc: read(Parameter::BEnc)?,
-            w_dec: Matrix::from_f32(&w_dec, n, d)?,
-            b_dec: read(Parameter::BDec)?,
-            threshold: None,
-            w_skip: None,
-        };
+        let matrix = |values: Array<f32>| Matrix::new(values.into_storage(), DType::F32, n, d);
+        let weights =
+            Weights { w_enc: matrix(w_enc)?, b_enc, w_dec: matrix(w_dec)?, b_dec, threshold: None, w_skip: None };
         Sae::new(self.options.spec(), weights)
     }
 }
@@ -316,6 +350,20 @@ fn check_host(name: &str, tensor: &Tensor<'_>) -> Result<()> {
         return fail!(Unsupported, "{name}: training runs on the cpu, but the data is on {}", tensor.device());
     }
     Ok(())
+}
+
+/// All rows of a matrix, as f32.
+fn read_rows(matrix: &Matrix, out: &mut [f32]) {
+    if matrix.dtype() == DType::F32 {
+        out.copy_from_slice(matrix.rows_f32(0, matrix.rows(), &mut []));
+    } else {
+        matrix.rows_f32(0, matrix.rows(), out);
+    }
+}
+
+/// The Euclidean norm, summed in f64 and rounded once.
+fn norm_of(row: &[f32]) -> f32 {
+    row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt() as f32
 }
 
 fn scale_rows(rows: &mut [f32], d: usize, scale: impl Fn(usize) -> f64) {

@@ -5,7 +5,7 @@ use std::ptr::{null, null_mut};
 
 use sae::capi::*;
 
-use crate::host::{Array, F32, I32, Model, Trainer, init, misaligned, numbers, ok, plan, refused};
+use crate::host::{Array, BF16, F32, I32, Model, Trainer, init, misaligned, numbers, ok, plan, refused};
 
 const ARGUMENT: sae_status = SAE_ERROR_INVALID_ARGUMENT;
 const TENSOR: sae_status = SAE_ERROR_INVALID_TENSOR;
@@ -171,6 +171,30 @@ fn batches() {
     ok(|e| unsafe { sae_train_step(trainer.0, &*good.run, good.batch_at, &mut *good.stats, e) });
     assert_eq!((good.stats.step, good.stats.tokens, good.stats.tokens_masked, good.stats.applied), (1, 3, 1, 1));
     assert_ne!(weights(&trainer), before);
+}
+
+#[test]
+fn sums_are_rounded_only_if_asked() {
+    let bf16 = |values: &[f32]| {
+        let mut array = Array::i32(&[0; 32], &[4, 8]);
+        for (word, pair) in array.memory.iter_mut().zip(values.chunks(2)) {
+            *word = pair[0].to_bits() >> 16 | pair[1].to_bits() & 0xFFFF_0000;
+        }
+        array.tensor.dtype = BF16;
+        array
+    };
+    let (x, addend) = (bf16(&numbers(32, 2)), bf16(&numbers(32, 3)));
+    let sample = Array::f32(&numbers(64, 1), &[8, 8]);
+    let mse = |flags| {
+        let trainer = trainer(&options());
+        let (mut batch, mut run, mut stats) = (init::<sae_train_batch>(), init::<sae_run>(), init::<sae_train_stats>());
+        (batch.x, batch.addend, run.flags) = (&x.tensor, &addend.tensor, flags);
+        ok(|e| unsafe { sae_trainer_init_from(trainer.0, &sample.tensor, e) });
+        ok(|e| unsafe { sae_train_step(trainer.0, &run, &batch, &mut stats, e) });
+        stats.mse
+    };
+    assert_eq!(mse(0), mse(SAE_RUN_FAST));
+    assert_ne!(mse(0), mse(SAE_RUN_ROUND_SUM));
 }
 
 #[test]

@@ -15,3 +15,4 @@ mod write;
 
 pub use inference::CpuSession;
 pub use kernels::Kernels;
+pub(crate) use prepare::{Prepared, normalize_row};

@@ -2,10 +2,11 @@
 
 use super::backward::{self, LatentLists};
 use super::forward::{Problem, Reconstruction, squared_deviation};
-use super::state::{Array, State};
+use super::state::State;
 use crate::backend::cpu::encode::{Encoder, Rows, Workers};
 use crate::backend::training::{LossParameters, TrainingShape};
 use crate::error::Result;
+use crate::tensor::Array;
 
 /// Rows handled at once, so that memory does not grow with the batch.
 pub(super) const ROWS: usize = 512;

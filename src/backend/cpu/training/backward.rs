@@ -3,9 +3,10 @@
 
 use super::blocks::{blocks, for_each};
 use super::forward::{Codes, Problem, Reconstruction, add_column_sums};
-use super::state::{Array, Parameters};
+use super::state::Parameters;
 use crate::backend::cpu::encode::Workers;
 use crate::error::Result;
+use crate::tensor::Array;
 
 /// Latents whose gradients one body sums.
 const LATENTS: usize = 16;

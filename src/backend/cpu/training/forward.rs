@@ -1,7 +1,6 @@
 //! From a batch to sparse codes, what they leave unexplained, and how the loss pulls at each code.
 
 use super::blocks::{Parts, blocks, for_each};
-use super::state::Array;
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::encode::{Encoded, Encoder, Job, Workers, encode};
 use crate::backend::cpu::prepare::{Prepared, normalize_row, read_row};
@@ -9,6 +8,7 @@ use crate::backend::training::{BatchSums, TrainingRows};
 use crate::backend::{Order, Pool};
 use crate::error::Result;
 use crate::sae::Spec;
+use crate::tensor::{Array, try_vec};
 
 /// Rows of a batch that one body reads.
 const ROWS: usize = 16;
@@ -38,7 +38,7 @@ impl Batch {
     pub(super) fn new(max_tokens: usize, d: usize) -> Result<Self> {
         let size = max_tokens.saturating_mul(d);
         let scratch = Array::zeroed(max_tokens.div_ceil(ROWS).saturating_mul(d))?;
-        Ok(Self { d, inputs: Array::zeroed(size)?, scratch, fates: vec![Fate::Kept; max_tokens] })
+        Ok(Self { d, inputs: Array::zeroed(size)?, scratch, fates: try_vec(Fate::Kept, max_tokens)? })
     }
 
     /// Reads a batch and counts what is kept and left out.
@@ -195,8 +195,9 @@ impl Reconstruction {
         self.errors[..self.codes.rows].iter().sum()
     }
 
-    pub(super) fn mean_error_norm(&self) -> f64 {
-        self.errors[..self.codes.rows].iter().map(|e| e.sqrt()).sum::<f64>() / self.codes.rows as f64
+    /// Of each row, the norm of what is left over.
+    pub(super) fn error_norms(&self) -> impl Iterator<Item = f64> {
+        self.errors[..self.codes.rows].iter().map(|e| e.sqrt())
     }
 
     /// How many slots are in use.

@@ -117,22 +117,24 @@ impl Training for CpuTraining {
         Ok(optimizer::apply(self.kernels, &self.pool, &mut self.state, self.shape.d, step))
     }
 
-    fn mean_reconstruction_norm(&mut self, rows: &[f32]) -> Result<f64> {
+    fn reconstruction_norms(&mut self, rows: &[f32], norms: &mut [f64]) -> Result<()> {
         let weights = &self.state.weights;
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: self.kernels, pool: &self.pool, slots: &slots };
-        // What is left of zero is the reconstruction, negated.
-        let zeros = vec![0.0; rows.len()];
+        // What is left of zero is the reconstruction, negated. Between batches their memory is free.
+        let zeros = &mut self.batch.inputs[..rows.len()];
+        zeros.fill(0.0);
         let problem = Problem {
             encoder: encoder(&self.shape, weights),
             ids: None,
             inputs: rows,
-            targets: &zeros,
+            targets: zeros,
             w_dec: &weights.w_dec,
             pull: 0.0,
         };
         self.main.fit(&workers, &problem);
-        Ok(self.main.mean_error_norm())
+        norms.iter_mut().zip(self.main.error_norms()).for_each(|(to, norm)| *to = norm);
+        Ok(())
     }
 
     fn read(&self, role: Role, parameter: Parameter, out: &mut [f32]) -> Result<()> {

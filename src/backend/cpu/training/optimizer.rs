@@ -11,16 +11,17 @@ const ROWS: usize = 16;
 /// Columns that one body sums.
 const COLUMNS: usize = 64;
 
-/// One step; gives the gradient's global norm. Where that is not finite, only the gradients are cleared.
+/// One step; gives the gradient's global norm. Where that is not finite, or the second moment would not be (infinity is
+/// then given), only the gradients are cleared.
 pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, step: &StepParameters) -> f64 {
     subtract_encoder_path(kernels, pool, state, d);
     let mean = 1.0 / step.tokens as f64;
     let norm = mean * project_and_square(kernels, pool, state, d).sqrt();
-    if !norm.is_finite() {
-        state.gradient.fill_zero();
-        return norm;
-    }
     let clip = if step.clip_norm > 0.0 { (step.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    if (norm * clip).is_nan() || (norm * clip).powi(2) > f64::from(f32::MAX) {
+        state.gradient.fill_zero();
+        return if norm.is_nan() { norm } else { f64::INFINITY };
+    }
     let adam = Adam::new(step, mean * clip);
     let State { weights, first_moment, second_moment, ema, gradient, .. } = state;
     for parameter in Parameter::ALL {
@@ -69,12 +70,20 @@ fn project_and_square(kernels: Kernels, pool: &Pool, state: &mut State, d: usize
             let latent = block * ROWS + i;
             let row = latent * d..(latent + 1) * d;
             kernels.axpy(-kernels.dot(gradient, &w_dec[row.clone()]), &w_dec[row.clone()], gradient);
-            *square = f64::from(kernels.dot(gradient, gradient))
-                + f64::from(kernels.dot(&w_enc[row.clone()], &w_enc[row]))
-                + f64::from(b_enc[latent] * b_enc[latent]);
+            *square = square_of(gradient) + square_of(&w_enc[row]) + f64::from(b_enc[latent]).powi(2);
         }
     });
-    squares.iter().sum::<f64>() + f64::from(kernels.dot(&gradient.b_dec, &gradient.b_dec))
+    squares.iter().sum::<f64>() + square_of(&gradient.b_dec)
+}
+
+/// The sum of squares, in f64: gradients are sums over tokens, whose squares may go beyond f32 where their means' do not.
+fn square_of(values: &[f32]) -> f64 {
+    let (chunks, rest) = values.as_chunks::<8>();
+    let mut lanes = [0.0f64; 8];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane += f64::from(v) * f64::from(v));
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
 }
 
 /// `ema = decay · ema + (1 − decay) · w`.

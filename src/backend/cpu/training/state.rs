@@ -1,37 +1,8 @@
 //! The numbers of a run in the processor's memory.
 
-use std::marker::PhantomData;
-
 use crate::backend::training::{Parameter, TrainingShape};
 use crate::error::Result;
-use crate::tensor::AlignedBytes;
-
-/// Aligned numbers, zero at first. That there is no room for them is an error, not the end of the process.
-pub(super) struct Array<T> {
-    bytes: AlignedBytes,
-    numbers: PhantomData<T>,
-}
-
-impl<T: bytemuck::Pod> Array<T> {
-    pub(super) fn zeroed(len: usize) -> Result<Self> {
-        let bytes = AlignedBytes::zeroed(len.saturating_mul(size_of::<T>()))?;
-        Ok(Self { bytes, numbers: PhantomData })
-    }
-}
-
-impl<T: bytemuck::Pod> std::ops::Deref for Array<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        bytemuck::cast_slice(self.bytes.as_slice())
-    }
-}
-
-impl<T: bytemuck::Pod> std::ops::DerefMut for Array<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(self.bytes.as_mut_slice())
-    }
-}
+use crate::tensor::Array;
 
 /// One number for each weight: the weights themselves, a moment, the gradient.
 pub(super) struct Parameters {
