@@ -13,9 +13,9 @@ all: lib
 lib:
 	$(CARGO) build --release --lib
 	mkdir -p $(BUILD)/include $(BUILD)/lib
-	cp include/sae.h include/sae.hpp $(BUILD)/include/
-	cp $(LIB)/libsae.a $(BUILD)/lib/libsae.a
-	cp $(LIB)/libsae.so $(BUILD)/lib/libsae.so.0
+	install -m 644 include/sae.h include/sae.hpp $(BUILD)/include/
+	install -m 644 $(LIB)/libsae.a $(BUILD)/lib/libsae.a
+	install -m 755 $(LIB)/libsae.so $(BUILD)/lib/libsae.so.0
 	ln -sf libsae.so.0 $(BUILD)/lib/libsae.so
 
 # Streams text through a language model in llama.cpp, trains an SAE on it, and steers by its features.
