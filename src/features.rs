@@ -53,6 +53,16 @@ impl<'a> FeaturesRef<'a> {
         }
     }
 
+    /// What decoding needs of a token, as far as the row state goes; zeros beyond it.
+    pub(crate) fn state(&self, row: usize) -> [f32; 2] {
+        let mut state = [0.0; 2];
+        if let Some(given) = &self.row_state {
+            let given = given.row::<f32>(row);
+            state[..given.len()].copy_from_slice(given);
+        }
+        state
+    }
+
     /// Refuses tensors that do not fit each other, `rows` tokens, or the model's row state.
     pub fn check(&self, rows: usize, row_state_width: usize) -> Result<()> {
         let width = self.width();

@@ -333,12 +333,13 @@ impl Session {
     fn check_vectors(&self, name: &str, tensor: &Tensor<'_>, rows: usize, d: usize) -> Result<()> {
         check_tensor(name, tensor, &[rows, d], DType::is_float, "f32, f16 or bf16")?;
         check_host(name, tensor)?;
-        if rows > self.limits.max_tokens {
-            return fail!(
-                InvalidArgument,
-                "{name}: {rows} tokens, but the session was made for at most {} per call",
-                self.limits.max_tokens
-            );
+        self.check_tokens(rows).map_err(|e| e.at(name))
+    }
+
+    fn check_tokens(&self, rows: usize) -> Result<()> {
+        let most = self.limits.max_tokens;
+        if rows > most {
+            return fail!(InvalidArgument, "{rows} tokens, but the session was made for at most {most} per call");
         }
         Ok(())
     }
@@ -347,10 +348,7 @@ impl Session {
         let check = || {
             features.check(rows, self.sae.spec().row_state_width())?;
             features.tensors().try_for_each(|(name, tensor)| check_host(name, &tensor))?;
-            if rows > self.limits.max_tokens {
-                let most = self.limits.max_tokens;
-                return fail!(InvalidArgument, "{rows} tokens, but the session was made for at most {most} per call");
-            }
+            self.check_tokens(rows)?;
             if features.width() > self.limits.max_width {
                 let (width, most) = (features.width(), self.limits.max_width);
                 return fail!(InvalidArgument, "width {width}, but the session was made for at most {most}");

@@ -557,22 +557,7 @@ fn overlaps_are_refused_by_name() {
 
 #[test]
 fn a_host_workspace_gives_the_same_and_is_checked() {
-    let case = Case {
-        seed: 1,
-        d_in: 24,
-        d_out: 24,
-        n: 100,
-        rows: 40,
-        architecture: 0,
-        k: 8,
-        normalization: 1,
-        subtract: true,
-        rescale: false,
-        skip: false,
-        weights: 0,
-        first_latent: 0,
-        values: 0,
-    };
+    let case = Case { seed: 1, d_in: 24, d_out: 24, k: 8, ..example(0, 100) };
     let mut numbers = case.rng();
     let sae = Arc::new(case.sae(&mut numbers));
     let x = numbers.activations(case.rows * case.d_in);
@@ -604,22 +589,7 @@ fn a_host_workspace_gives_the_same_and_is_checked() {
 
 #[test]
 fn bad_arguments_are_refused_and_nothing_is_written() {
-    let case = Case {
-        seed: 2,
-        d_in: 6,
-        d_out: 6,
-        n: 20,
-        rows: 4,
-        architecture: 0,
-        k: 3,
-        normalization: 1,
-        subtract: true,
-        rescale: false,
-        skip: false,
-        weights: 0,
-        first_latent: 0,
-        values: 0,
-    };
+    let case = Case { rows: 4, ..example(0, 20) };
     let mut numbers = case.rng();
     let sae = Arc::new(case.sae(&mut numbers));
     let options =

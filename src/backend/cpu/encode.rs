@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::Kernels;
 use super::prepare::Prepared;
 use super::scratch::{BLOCK, Plan, RowScratch, Scratch, Slots, TILE_ROWS};
-use super::select::{Kept, Key, Largest, capacity};
+use super::select::{Kept, Key, Largest, capacity, sort};
 use crate::backend::{Order, Pool};
 use crate::sae::{Architecture, Matrix, Sae};
 
@@ -309,10 +309,7 @@ fn finish_tile(
             Largest::new(&mut scratch.keys[i * capacity..(i + 1) * capacity], &mut state.kept[i], job.limit).finish();
         let prepared = state.prepared[i];
         let finite = prepared != Prepared::NotFinite;
-        match job.order {
-            Order::Value => keys.sort_unstable_by(|a, b| b.cmp(a)),
-            Order::Index => keys.sort_unstable_by_key(|key| key.by_index()),
-        }
+        sort(keys, job.order);
         let encoded = Encoded {
             row,
             prepared,

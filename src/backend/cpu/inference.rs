@@ -10,6 +10,7 @@ use super::encode::Encoder;
 use super::merge::merge_row;
 use super::prepare::{Prepared, read_row};
 use super::scratch::{BLOCK, Plan, RowScratch, Scratch, TILE_ROWS};
+use super::select::{capacity, sort};
 use super::steer::{EditTable, Steer};
 use super::write::{FeatureSink, write_nan};
 use crate::backend::operations::Workspace;
@@ -168,15 +169,11 @@ impl Operations for CpuSession {
                 }
             }
             core.ignore(ignored);
-            let mut state = [0.0; 2];
-            if let Some(given) = &features.row_state {
-                state[..core.sae.spec().row_state_width()].copy_from_slice(given.row::<f32>(row));
-            }
             let raw = x.filter(|_| decoder.has_skip()).map(|x| {
                 x.read_row(row, &mut raw[..d_in]);
                 &raw[..d_in]
             });
-            decoder.finish(core.kernels, state, raw, weights, sum);
+            decoder.finish(core.kernels, features.state(row), raw, weights, sum);
             // SAFETY: each row is worked on by one thread.
             unsafe { out.shared_write_row(row, sum) };
         });
@@ -220,7 +217,7 @@ impl Operations for CpuSession {
                 let shown = token.keys.len().min(width);
                 let shown = &mut token.keys[..shown];
                 if run.order == Order::Index {
-                    shown.sort_unstable_by_key(|key| key.by_index());
+                    sort(shown, Order::Index);
                 }
                 // SAFETY: each row is given to the sink once.
                 unsafe { features.write(token.row, shown, token.active, token.prepared) };
@@ -285,7 +282,7 @@ impl Operations for CpuSession {
         let rows = out.counts.rows();
         let out = FeatureSink::new(out);
         core.each_row(&slots, rows, &|row, scratch| {
-            let keys = (limit, &mut scratch.keys[..super::select::capacity(limit)]);
+            let keys = (limit, &mut scratch.keys[..capacity(limit)]);
             // SAFETY: each row is worked on by one thread.
             core.ignore(unsafe { merge_row(row, parts, k, run.order, keys, &mut scratch.row, &out) });
         });

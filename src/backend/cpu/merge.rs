@@ -2,7 +2,7 @@
 
 use super::prepare::Prepared;
 use super::scratch::RowScratch;
-use super::select::{Kept, Key, Largest};
+use super::select::{Kept, Key, Largest, sort};
 use super::write::FeatureSink;
 use crate::backend::Order;
 use crate::features::FeaturesRef;
@@ -37,16 +37,9 @@ pub(crate) unsafe fn merge_row(
         }
     }
     let keys = largest.finish();
-    match order {
-        Order::Value => keys.sort_unstable_by(|a, b| b.cmp(a)),
-        Order::Index => keys.sort_unstable_by_key(|key| key.by_index()),
-    }
+    sort(keys, order);
     // Every shard saw the same token, so the first one's statistics are everyone's.
-    let mut state = [0.0; 2];
-    if let Some(first) = parts.first().and_then(|part| part.row_state) {
-        let from = first.row::<f32>(row);
-        state[..from.len()].copy_from_slice(from);
-    }
+    let state = parts.first().map_or([0.0; 2], |part| part.state(row));
     let prepared = if finite { Prepared::Ready(state) } else { Prepared::NotFinite };
     let keys = if finite { &*keys } else { &[] };
     // SAFETY: the caller's promise.

@@ -1,5 +1,7 @@
 //! Exact selection of the largest, by keys whose integer order is the order of features.
 
+use crate::backend::Order;
+
 /// An active latent in 64 bits: |value| above, then the index so that lower ones are larger, then the sign. Greater keys
 /// come first: by value descending, ties by the lower index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, bytemuck::Pod, bytemuck::Zeroable)]
@@ -32,9 +34,17 @@ impl Key {
         ((self.0 >> 32) as usize, self.0 as u32 as usize)
     }
 
-    /// Sorts by index instead.
-    pub(crate) fn by_index(self) -> u32 {
+    /// Ascends with the index.
+    fn by_index(self) -> u32 {
         !(self.0 as u32)
+    }
+}
+
+/// Brings keys into the order in which features are listed.
+pub(crate) fn sort(keys: &mut [Key], order: Order) {
+    match order {
+        Order::Value => keys.sort_unstable_by(|a, b| b.cmp(a)),
+        Order::Index => keys.sort_unstable_by_key(|key| key.by_index()),
     }
 }
 

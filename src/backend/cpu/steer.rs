@@ -7,10 +7,10 @@ use super::encode::Encoder;
 use super::prepare::{Prepared, all_finite, output_scale};
 use super::scratch::{RowScratch, Scratch};
 use crate::backend::{Input, Steering};
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result};
 use crate::features::FeaturesRef;
 use crate::steering::{Edit, EditOp};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, try_vec};
 
 /// Lists of edits of a session, in memory that never moves or grows.
 pub(crate) struct EditTable {
@@ -21,15 +21,11 @@ pub(crate) struct EditTable {
 
 impl EditTable {
     pub(crate) fn new(slots: usize, per_slot: usize) -> Result<Self> {
-        let out_of_memory = |_| {
-            let message = format!("{slots} slots of {per_slot} edits could not be allocated");
-            Error::new(Status::OutOfMemory, message)
+        let out_of_memory = |error: Error| {
+            Error::new(error.status(), format!("{slots} slots of {per_slot} edits could not be allocated"))
         };
-        let (mut edits, mut lens) = (Vec::new(), Vec::new());
-        edits.try_reserve_exact(slots * per_slot).map_err(out_of_memory)?;
-        lens.try_reserve_exact(slots).map_err(out_of_memory)?;
-        edits.resize(slots * per_slot, Edit::new(-1, EditOp::Add, 0.0));
-        lens.resize(slots, 0);
+        let edits = try_vec(Edit::new(-1, EditOp::Add, 0.0), slots * per_slot).map_err(out_of_memory)?;
+        let lens = try_vec(0, slots).map_err(out_of_memory)?;
         Ok(Self { edits, lens, per_slot })
     }
 
@@ -89,11 +85,7 @@ impl Steer<'_> {
             if known.counts.element::<i32>(row) < 0 {
                 return self.leave_alone(row);
             }
-            let mut state = [0.0; 2];
-            if let Some(given) = &known.row_state {
-                let given = given.row::<f32>(row);
-                state[..given.len()].copy_from_slice(given);
-            }
+            let state = known.state(row);
             return self.apply(row, edits, state, &mut scratch.row, |feature, _| known.activation(row, feature));
         }
         let d = self.core.sae.spec().d_in;
