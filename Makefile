@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 BUILD := build
 LIB := $(CARGO_TARGET_DIR)/release
 
-.PHONY: all lib tool demo test python goldens round_trips fuzz bench header clean
+.PHONY: all lib tool demo test ports python goldens round_trips fuzz bench header clean
 
 all: lib
 
@@ -34,9 +34,19 @@ test:
 	$(CARGO) clippy --all-targets --features tool -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) test --features tool
-	$(MAKE) goldens round_trips
+	$(MAKE) ports goldens round_trips
 	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C examples/llama_cpp test
+
+# Other machines: the kernels and sessions of aarch64 run here under emulation, and what cannot run is at least checked.
+# Needs aarch64-linux-gnu-gcc, qemu-aarch64, and the targets: rustup target add TARGET.
+ARM := aarch64-unknown-linux-gnu
+ports: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = aarch64-linux-gnu-gcc
+ports: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = qemu-aarch64 -L /usr/aarch64-linux-gnu
+ports:
+	$(CARGO) test --target $(ARM) --lib
+	PROPTEST_CASES=50 $(CARGO) test --target $(ARM) --test session
+	$(CARGO) check --lib --target aarch64-apple-darwin --target x86_64-pc-windows-gnu
 
 # The original libraries, in build/python.
 python: $(BUILD)/python/ready

@@ -72,8 +72,6 @@ fn encode(session: &mut Session, x: &[f32], rows: usize, width: usize, order: Or
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
     #[test]
     fn encode_and_decode_are_the_definition(case in Case::any(), width in 0usize..40) {
         let mut numbers = case.rng();

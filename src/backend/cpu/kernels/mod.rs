@@ -4,6 +4,8 @@
 //! change how many lanes go at once. The scalar one is the oracle.
 
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -13,7 +15,7 @@ use std::sync::OnceLock;
 /// The loops of one instruction set; cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Kernels {
-    /// `scalar`, `avx2`, `avx512`.
+    /// `scalar`, `avx2`, `avx512`, `neon`.
     pub name: &'static str,
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
@@ -39,6 +41,8 @@ impl Kernels {
         let mut all = vec![scalar::KERNELS];
         #[cfg(target_arch = "x86_64")]
         all.extend(x86::supported());
+        #[cfg(target_arch = "aarch64")]
+        all.push(neon::KERNELS);
         all
     }
 
