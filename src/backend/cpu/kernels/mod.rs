@@ -4,6 +4,7 @@
 //! change how many lanes go at once. The scalar one is the oracle.
 
 mod lanes;
+mod loops;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -12,11 +13,14 @@ mod x86;
 
 use std::sync::OnceLock;
 
+pub(crate) use loops::Loop;
+
 /// The loops of one instruction set; cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     /// `scalar`, `avx2`, `avx512`, `neon`.
     pub name: &'static str,
+    set: loops::Set,
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     axpy: unsafe fn(f32, &[f32], &mut [f32]),

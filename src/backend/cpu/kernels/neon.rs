@@ -7,9 +7,15 @@ use std::arch::aarch64::{
 
 use super::Kernels;
 use super::lanes::{self, Lanes};
+use super::loops::Set;
 
-pub(super) const KERNELS: Kernels =
-    Kernels { name: "neon", dot: lanes::dot::<Neon>, scores: lanes::scores::<Neon, 2, 2>, axpy: lanes::axpy::<Neon> };
+pub(super) const KERNELS: Kernels = Kernels {
+    name: "neon",
+    set: Set::Baseline,
+    dot: lanes::dot::<Neon>,
+    scores: lanes::scores::<Neon, 2, 2>,
+    axpy: lanes::axpy::<Neon>,
+};
 
 /// Lanes 0 to 3, 4 to 7, 8 to 11, 12 to 15.
 #[derive(Clone, Copy)]

@@ -2,9 +2,11 @@
 
 use super::Kernels;
 use super::lanes::{self, LANES, Lanes};
+use super::loops::Set;
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "scalar",
+    set: Set::Baseline,
     dot: lanes::dot::<Plain>,
     scores: lanes::scores::<Plain, 1, 1>,
     axpy: lanes::axpy::<Plain>,

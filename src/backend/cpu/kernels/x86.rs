@@ -9,6 +9,7 @@ use std::arch::x86_64::{
 
 use super::Kernels;
 use super::lanes::{self, Lanes};
+use super::loops::Set;
 
 /// The sets this machine runs, slowest first.
 pub(super) fn supported() -> impl Iterator<Item = Kernels> {
@@ -19,7 +20,7 @@ pub(super) fn supported() -> impl Iterator<Item = Kernels> {
 
 /// Compiles the algorithms for an instruction set and lists them.
 macro_rules! kernels {
-    ($name:ident, $label:literal, $features:literal, $lanes:ty, $rows:literal, $cols:literal) => {
+    ($name:ident, $label:literal, $features:literal, $lanes:ident, $rows:literal, $cols:literal) => {
         const $name: Kernels = {
             #[target_feature(enable = $features)]
             unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -36,7 +37,7 @@ macro_rules! kernels {
                 // SAFETY: compiled for the set; the caller's promise for the rest.
                 unsafe { lanes::axpy::<$lanes>(a, x, y) };
             }
-            Kernels { name: $label, dot, scores, axpy }
+            Kernels { name: $label, set: Set::$lanes, dot, scores, axpy }
         };
     };
 }

@@ -3,7 +3,7 @@
 
 use super::blocks::{blocks, for_each};
 use super::forward::{Codes, Problem, Reconstruction, add_column_sums};
-use super::state::Parameters;
+use super::state::Gradient;
 use crate::backend::cpu::encode::Workers;
 use crate::error::Result;
 use crate::tensor::Array;
@@ -57,21 +57,29 @@ pub(super) fn add(
     problem: &Problem<'_>,
     fit: &Reconstruction,
     lists: &mut LatentLists,
-    gradient: &mut Parameters,
+    gradient: &mut Gradient,
 ) {
     lists.group(fit.codes());
     let (lists, kernels) = (&*lists, workers.kernels);
     let Codes { width, values, pulls, .. } = fit.codes();
-    let (inputs, leftover, d, pull) = (problem.inputs, fit.leftover(), gradient.b_dec.len(), problem.pull as f32);
+    let (inputs, leftover, d, pull) = (problem.inputs, fit.leftover(), gradient.sums.b_dec.len(), problem.pull as f32);
+    let Gradient { sums, touched } = gradient;
     let parts = (
-        blocks(&mut gradient.w_enc, LATENTS * d),
-        blocks(&mut gradient.w_dec, LATENTS * d),
-        blocks(&mut gradient.b_enc, LATENTS),
+        blocks(&mut sums.w_enc, LATENTS * d),
+        blocks(&mut sums.w_dec, LATENTS * d),
+        blocks(&mut sums.b_enc, LATENTS),
+        blocks(touched, LATENTS),
     );
-    for_each(workers.pool, parts, |block, (w_enc, w_dec, b_enc)| {
-        let rows = w_enc.chunks_exact_mut(d).zip(w_dec.chunks_exact_mut(d)).zip(b_enc);
-        for (i, ((w_enc, w_dec), b_enc)) in rows.enumerate() {
-            for &slot in lists.of(block * LATENTS + i) {
+    for_each(workers.pool, parts, |block, (w_enc, w_dec, b_enc, touched)| {
+        let rows = w_enc.chunks_exact_mut(d).zip(w_dec.chunks_exact_mut(d)).zip(b_enc).zip(touched);
+        for (i, (((w_enc, w_dec), b_enc), touched)) in rows.enumerate() {
+            let slots = lists.of(block * LATENTS + i);
+            if *touched == 0 && !slots.is_empty() {
+                *touched = 1;
+                w_enc.fill(0.0);
+                w_dec.fill(0.0);
+            }
+            for &slot in slots {
                 let slot = slot as usize;
                 let token = slot / width * d..(slot / width + 1) * d;
                 kernels.axpy(-pull * values[slot], &leftover[token.clone()], w_dec);

@@ -63,6 +63,31 @@ unsafe impl<'a, T: Send> Parts for Blocks<'a, T> {
     }
 }
 
+/// Blocks of an array that there may not be.
+pub(super) struct Optional<P> {
+    parts: Option<P>,
+    count: usize,
+}
+
+/// As many parts as the array has, or `count` times none.
+pub(super) fn optional<P>(parts: Option<P>, count: usize) -> Optional<P> {
+    Optional { parts, count }
+}
+
+// SAFETY: parts are those of the array.
+unsafe impl<P: Parts> Parts for Optional<P> {
+    type Part = Option<P::Part>;
+
+    fn count(&self) -> usize {
+        self.parts.as_ref().map_or(self.count, Parts::count)
+    }
+
+    unsafe fn part(&self, i: usize) -> Self::Part {
+        // SAFETY: the caller's promise, handed on.
+        self.parts.as_ref().map(|parts| unsafe { parts.part(i) })
+    }
+}
+
 macro_rules! zip_parts {
     ($($name:ident $index:tt),*) => {
         // SAFETY: each member's parts are disjoint.

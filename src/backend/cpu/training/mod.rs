@@ -102,7 +102,7 @@ impl Training for CpuTraining {
         };
         main.fit(&workers, &problem);
         backward::add(&workers, &problem, main, &mut self.lists, &mut state.gradient);
-        backward::add_bias(&workers, &problem, main, &mut state.gradient.b_dec);
+        backward::add_bias(&workers, &problem, main, &mut state.gradient.sums.b_dec);
         sums.squared_error = main.squared_error();
         sums.squared_deviation = forward::squared_deviation(pool, inputs, d);
         sums.active = main.active();
@@ -146,7 +146,10 @@ impl Training for CpuTraining {
             Role::FirstMoment => &self.state.first_moment,
             Role::SecondMoment => &self.state.second_moment,
             Role::Ema => self.state.ema.as_ref().ok_or_else(no_ema)?,
-            Role::Gradient => &self.state.gradient,
+            Role::Gradient => {
+                self.state.gradient.read(parameter, out);
+                return Ok(());
+            }
         };
         out.copy_from_slice(from.get(parameter));
         Ok(())
@@ -159,7 +162,10 @@ impl Training for CpuTraining {
             Role::FirstMoment => &mut self.state.first_moment,
             Role::SecondMoment => &mut self.state.second_moment,
             Role::Ema => self.state.ema.as_mut().ok_or_else(no_ema)?,
-            Role::Gradient => &mut self.state.gradient,
+            Role::Gradient => {
+                self.state.gradient.write(parameter, values);
+                return Ok(());
+            }
         };
         to.get_mut(parameter).copy_from_slice(values);
         Ok(())

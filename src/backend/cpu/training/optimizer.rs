@@ -1,108 +1,121 @@
-//! From summed gradients to the next weights.
+//! From summed gradients to the next weights: once over the gradients to know their norm, once over everything to apply
+//! them.
 
-use super::blocks::{blocks, for_each};
-use super::state::State;
+use super::blocks::{blocks, for_each, optional};
+use super::state::{Gradient, MEASURED, Measures, State};
 use crate::backend::Pool;
 use crate::backend::cpu::Kernels;
+use crate::backend::cpu::kernels::Loop;
 use crate::backend::training::{Parameter, StepParameters};
 
 /// Rows of a matrix that one body updates.
 const ROWS: usize = 16;
-/// Columns that one body sums.
-const COLUMNS: usize = 64;
 
 /// One step; gives the gradient's global norm. Where that is not finite, or the second moment would not be (infinity is
 /// then given), only the gradients are cleared.
 pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, step: &StepParameters) -> f64 {
-    subtract_encoder_path(kernels, pool, state, d);
     let mean = 1.0 / step.tokens as f64;
-    let norm = mean * project_and_square(kernels, pool, state, d).sqrt();
+    let norm = mean * measure(kernels, pool, state, d).sqrt();
     let clip = if step.clip_norm > 0.0 { (step.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
     if (norm * clip).is_nan() || (norm * clip).powi(2) > f64::from(f32::MAX) {
-        state.gradient.fill_zero();
+        state.gradient.clear();
         return if norm.is_nan() { norm } else { f64::INFINITY };
     }
     let adam = Adam::new(step, mean * clip);
-    let State { weights, first_moment, second_moment, ema, gradient, .. } = state;
+    let State { weights, first_moment, second_moment, ema, gradient: Gradient { sums, touched }, measures, .. } = state;
     for parameter in Parameter::ALL {
-        if let Some(ema) = ema {
-            average(pool, step.ema_decay as f32, weights.get(parameter), ema.get_mut(parameter), ROWS * d);
-        }
+        let g = sums.get(parameter);
         let parts = (
             blocks(weights.get_mut(parameter), ROWS * d),
             blocks(first_moment.get_mut(parameter), ROWS * d),
             blocks(second_moment.get_mut(parameter), ROWS * d),
-            blocks(gradient.get_mut(parameter), ROWS * d),
+            optional(ema.as_mut().map(|ema| blocks(ema.get_mut(parameter), ROWS * d)), g.len().div_ceil(ROWS * d)),
         );
-        for_each(pool, parts, |_, (w, m, v, g)| {
-            adam.update(w, m, v, g);
-            g.fill(0.0);
-            if parameter == Parameter::WDec {
-                w.chunks_exact_mut(d).for_each(|row| scale_to_unit(kernels, row));
+        for_each(pool, parts, |block, (w, m, v, mut ema)| {
+            let rows = w.chunks_mut(d).zip(m.chunks_mut(d)).zip(v.chunks_mut(d));
+            for (i, ((w, m), v)) in rows.enumerate() {
+                let row = block * ROWS + i;
+                let ema = ema.as_mut().map(|ema| &mut ema[i * d..i * d + w.len()]);
+                let g = Some(&g[row * d..row * d + w.len()]);
+                let (g, parallel) = match parameter {
+                    Parameter::BEnc | Parameter::BDec => (g, 0.0),
+                    Parameter::WEnc => (g.filter(|_| touched[row] != 0), 0.0),
+                    Parameter::WDec => (g.filter(|_| touched[row] != 0), measures.parallel[row]),
+                };
+                kernels.run(Update { adam: &adam, w, m, v, ema, g, parallel });
+                if parameter == Parameter::WDec {
+                    let norm = kernels.dot(w, w).sqrt();
+                    if norm > 0.0 && norm.is_finite() {
+                        kernels.run(Divide { row: w, by: norm });
+                    }
+                }
             }
         });
     }
+    state.gradient.clear();
     norm
 }
 
+/// Completes the gradient by b_dec, and finds how much of each decoder row is in its gradient, which is not to be applied;
+/// gives the square of the gradient without it.
+///
 /// b_dec is also subtracted from the encoder's input: every pre-activation's gradient g_i reaches it as −g_i W_enc[i].
 /// Summed over tokens first, that is one product.
-fn subtract_encoder_path(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) {
-    let State { weights, gradient, .. } = state;
-    let (w_enc, b_enc) = (&weights.w_enc, &gradient.b_enc);
-    for_each(pool, blocks(&mut gradient.b_dec, COLUMNS), |block, b_dec| {
-        for (row, &g) in w_enc.chunks_exact(d).zip(b_enc.iter()) {
-            if g != 0.0 {
-                let first = block * COLUMNS;
-                kernels.axpy(-g, &row[first..first + b_dec.len()], b_dec);
+fn measure(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) -> f64 {
+    let State { weights, gradient: Gradient { sums, touched }, measures, .. } = state;
+    let Measures { parallel, squares, paths } = measures;
+    let (touched, w_enc, w_dec, b_enc) = (&*touched, &sums.w_enc, &sums.w_dec, &sums.b_enc);
+    let parts = (blocks(parallel, MEASURED), blocks(squares, 1), blocks(paths, d));
+    for_each(pool, parts, |block, (parallel, square, path)| {
+        path.fill(0.0);
+        square[0] = 0.0;
+        for (latent, parallel) in (block * MEASURED..).zip(parallel) {
+            if touched[latent] == 0 {
+                continue;
+            }
+            let row = latent * d..(latent + 1) * d;
+            let (encoder, decoder) = (&weights.w_enc[row.clone()], &weights.w_dec[row.clone()]);
+            *parallel = kernels.dot(&w_dec[row.clone()], decoder);
+            square[0] += kernels.run(Square { g: &w_dec[row.clone()], w: decoder, parallel: *parallel })
+                + kernels.run(Square { g: &w_enc[row], w: encoder, parallel: 0.0 })
+                + f64::from(b_enc[latent]).powi(2);
+            kernels.axpy(-b_enc[latent], encoder, path);
+        }
+    });
+    let b_dec = &mut sums.b_dec;
+    for path in paths.chunks_exact(d) {
+        b_dec.iter_mut().zip(path).for_each(|(b, path)| *b += path);
+    }
+    squares.iter().sum::<f64>() + kernels.run(Square { g: b_dec, w: b_dec, parallel: 0.0 })
+}
+
+/// The square of `g − parallel · w`, in f64: gradients are sums over tokens, whose squares may go beyond f32 where their
+/// means' do not.
+struct Square<'a> {
+    g: &'a [f32],
+    w: &'a [f32],
+    parallel: f32,
+}
+
+impl Loop for Square<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let square = |g: f32, w: f32| f64::from(g - self.parallel * w).powi(2);
+        let (g, g_rest) = self.g.as_chunks::<8>();
+        let (w, w_rest) = self.w.as_chunks::<8>();
+        let mut lanes = [0.0f64; 8];
+        for (g, w) in g.iter().zip(w) {
+            for l in 0..8 {
+                lanes[l] += square(g[l], w[l]);
             }
         }
-    });
-}
-
-/// Removes the part of each decoder row's gradient that is parallel to the row; gives the square of the whole gradient.
-fn project_and_square(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) -> f64 {
-    let State { weights, gradient, squares, .. } = state;
-    let (w_dec, w_enc, b_enc) = (&weights.w_dec, &gradient.w_enc, &gradient.b_enc);
-    let parts = (blocks(&mut gradient.w_dec, ROWS * d), blocks(&mut *squares, ROWS));
-    for_each(pool, parts, |block, (gradients, squares)| {
-        for (i, (gradient, square)) in gradients.chunks_exact_mut(d).zip(squares).enumerate() {
-            let latent = block * ROWS + i;
-            let row = latent * d..(latent + 1) * d;
-            kernels.axpy(-kernels.dot(gradient, &w_dec[row.clone()]), &w_dec[row.clone()], gradient);
-            *square = square_of(gradient) + square_of(&w_enc[row]) + f64::from(b_enc[latent]).powi(2);
-        }
-    });
-    squares.iter().sum::<f64>() + square_of(&gradient.b_dec)
-}
-
-/// The sum of squares, in f64: gradients are sums over tokens, whose squares may go beyond f32 where their means' do not.
-fn square_of(values: &[f32]) -> f64 {
-    let (chunks, rest) = values.as_chunks::<8>();
-    let mut lanes = [0.0f64; 8];
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane += f64::from(v) * f64::from(v));
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
-}
-
-/// `ema = decay · ema + (1 − decay) · w`.
-fn average(pool: &Pool, decay: f32, weights: &[f32], ema: &mut [f32], block: usize) {
-    for_each(pool, blocks(ema, block), |i, ema| {
-        for (ema, w) in ema.iter_mut().zip(&weights[i * block..]) {
-            *ema = decay * *ema + (1.0 - decay) * w;
-        }
-    });
-}
-
-fn scale_to_unit(kernels: Kernels, row: &mut [f32]) {
-    let norm = kernels.dot(row, row).sqrt();
-    if norm > 0.0 && norm.is_finite() {
-        row.iter_mut().for_each(|w| *w /= norm);
+        lanes.iter().sum::<f64>() + g_rest.iter().zip(w_rest).map(|(&g, &w)| square(g, w)).sum::<f64>()
     }
 }
 
-/// Adam's constants for one step (Kingma and Ba 2015), bias correction included.
+/// Adam's constants for one step (Kingma and Ba 2015), bias correction included, and the moving average's.
 struct Adam {
     gradient_scale: f32,
     beta1: f32,
@@ -110,6 +123,7 @@ struct Adam {
     rate: f32,
     root_scale: f32,
     epsilon: f32,
+    ema_decay: f32,
 }
 
 impl Adam {
@@ -122,15 +136,63 @@ impl Adam {
             rate: (step.learning_rate / correction(step.beta1)) as f32,
             root_scale: correction(step.beta2).sqrt().recip() as f32,
             epsilon: step.epsilon as f32,
+            ema_decay: step.ema_decay as f32,
         }
     }
 
-    fn update(&self, weights: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) {
-        for (((w, m), v), g) in weights.iter_mut().zip(first).zip(second).zip(gradient) {
-            let g = g * self.gradient_scale;
-            *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-            *w -= self.rate * *m / (v.sqrt() * self.root_scale + self.epsilon);
+    #[inline(always)]
+    fn update(&self, w: &mut f32, m: &mut f32, v: &mut f32, g: f32) {
+        *m = self.beta1 * *m + (1.0 - self.beta1) * g;
+        *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+        *w -= self.rate * *m / (v.sqrt() * self.root_scale + self.epsilon);
+    }
+}
+
+/// The moving average of some weights, then Adam's step by `g − parallel · w`, or by zero.
+struct Update<'a> {
+    adam: &'a Adam,
+    w: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    ema: Option<&'a mut [f32]>,
+    g: Option<&'a [f32]>,
+    parallel: f32,
+}
+
+impl Loop for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { adam, w, m, v, ema, g, parallel } = self;
+        let decay = adam.ema_decay;
+        for (ema, w) in ema.unwrap_or_default().iter_mut().zip(w.iter()) {
+            *ema = decay * *ema + (1.0 - decay) * w;
         }
+        let numbers = w.iter_mut().zip(m).zip(v);
+        match g {
+            Some(g) => {
+                for (((w, m), v), g) in numbers.zip(g) {
+                    let g = (g - parallel * *w) * adam.gradient_scale;
+                    adam.update(w, m, v, g);
+                }
+            }
+            None => numbers.for_each(|((w, m), v)| adam.update(w, m, v, 0.0)),
+        }
+    }
+}
+
+/// Divides a row by its norm.
+struct Divide<'a> {
+    row: &'a mut [f32],
+    by: f32,
+}
+
+impl Loop for Divide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.row.iter_mut().for_each(|w| *w /= self.by);
     }
 }

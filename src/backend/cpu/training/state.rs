@@ -40,12 +40,50 @@ impl Parameters {
             Parameter::BDec => &mut self.b_dec,
         }
     }
+}
 
-    pub(super) fn fill_zero(&mut self) {
-        for parameter in Parameter::ALL {
-            self.get_mut(parameter).fill(0.0);
+/// Sums of gradients.
+pub(super) struct Gradient {
+    pub sums: Parameters,
+    /// `[n]`: 1 where a latent has sums. The others' rows of W_enc and W_dec are zero, whatever is in that memory: most of
+    /// it need be neither cleared nor read.
+    pub touched: Array<u8>,
+}
+
+impl Gradient {
+    fn zeroed(shape: &TrainingShape) -> Result<Self> {
+        Ok(Self { sums: Parameters::zeroed(shape)?, touched: Array::zeroed(shape.n_latents)? })
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.touched.fill(0);
+        self.sums.b_enc.fill(0.0);
+        self.sums.b_dec.fill(0.0);
+    }
+
+    /// Copies one parameter's gradient out.
+    pub(super) fn read(&self, parameter: Parameter, out: &mut [f32]) {
+        out.copy_from_slice(self.sums.get(parameter));
+        if matches!(parameter, Parameter::WEnc | Parameter::WDec) {
+            clear_untouched(&self.touched, out);
         }
     }
+
+    /// Replaces one parameter's gradient.
+    pub(super) fn write(&mut self, parameter: Parameter, values: &[f32]) {
+        for matrix in [&mut self.sums.w_enc, &mut self.sums.w_dec] {
+            clear_untouched(&self.touched, matrix);
+        }
+        self.touched.fill(1);
+        self.sums.get_mut(parameter).copy_from_slice(values);
+    }
+}
+
+/// Makes the rows zero that stand for zero.
+fn clear_untouched(touched: &[u8], matrix: &mut [f32]) {
+    let d = matrix.len() / touched.len();
+    let rows = matrix.chunks_exact_mut(d).zip(touched);
+    rows.filter(|(_, touched)| **touched == 0).for_each(|(row, _)| row.fill(0.0));
 }
 
 /// Everything that lives as long as the run.
@@ -54,23 +92,41 @@ pub(super) struct State {
     pub first_moment: Parameters,
     pub second_moment: Parameters,
     pub ema: Option<Parameters>,
-    pub gradient: Parameters,
+    pub gradient: Gradient,
     /// `[n]`: tokens since each latent fired.
     pub unfired: Array<u64>,
-    /// `[n]`: each latent's share of the gradient's square, while a step is made.
-    pub squares: Array<f64>,
+    /// What a step finds out about the gradient.
+    pub measures: Measures,
 }
+
+/// What a step finds out about the gradient before it applies it.
+pub(super) struct Measures {
+    /// `[n]`: how much of each row of W_dec is in its gradient, where there is any.
+    pub parallel: Array<f32>,
+    /// `[n / MEASURED]`: the gradient's square without that.
+    pub squares: Array<f64>,
+    /// `[n / MEASURED, d]`: what b_dec's gradient gets through the encoder.
+    pub paths: Array<f32>,
+}
+
+/// Latents measured together.
+pub(super) const MEASURED: usize = 64;
 
 impl State {
     pub(super) fn zeroed(shape: &TrainingShape) -> Result<Self> {
+        let measured = shape.n_latents.div_ceil(MEASURED);
         Ok(Self {
             weights: Parameters::zeroed(shape)?,
             first_moment: Parameters::zeroed(shape)?,
             second_moment: Parameters::zeroed(shape)?,
             ema: shape.ema.then(|| Parameters::zeroed(shape)).transpose()?,
-            gradient: Parameters::zeroed(shape)?,
+            gradient: Gradient::zeroed(shape)?,
             unfired: Array::zeroed(shape.n_latents)?,
-            squares: Array::zeroed(shape.n_latents)?,
+            measures: Measures {
+                parallel: Array::zeroed(shape.n_latents)?,
+                squares: Array::zeroed(measured)?,
+                paths: Array::zeroed(measured.saturating_mul(shape.d))?,
+            },
         })
     }
 }
