@@ -45,7 +45,7 @@ ports: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = aarch64-linux-gnu-
 ports: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = qemu-aarch64 -L /usr/aarch64-linux-gnu
 ports:
 	$(CARGO) test --target $(ARM) --lib
-	PROPTEST_CASES=50 $(CARGO) test --target $(ARM) --test session
+	PROPTEST_CASES=50 $(CARGO) test --target $(ARM) --test session --test training_kernels
 	$(CARGO) check --lib --target aarch64-apple-darwin --target x86_64-pc-windows-gnu
 
 # The original libraries, in build/python.

@@ -724,6 +724,9 @@ typedef struct sae_session_options {
   uint32_t flags;
   /// `SAE_RUN_…` for every call.
   uint32_t run_flags;
+  /// The instruction set, by a name that `sae_kernels_name` lists; NULL: the fastest, or what the environment variable
+  /// `SAE_KERNELS` names. Results are the same to the bit.
+  const char *kernels;
 } sae_session_options;
 
 /// Makes a session, with all the memory its calls will need.
@@ -797,6 +800,12 @@ sae_status sae_features_merge(sae_session *session,
 /// `SAE_OK`: none.
 sae_status sae_session_status(sae_session *session,
                               sae_error **error);
+
+/// The name of an instruction set that this machine runs, by its number from 0 on, slowest first; NULL after the last.
+const char *sae_kernels_name(size_t number);
+
+/// The name of the instruction set that a session uses; NULL for NULL.
+const char *sae_session_kernels(const sae_session *session);
 
 /// Frees a session; NULL is nothing.
 void sae_session_free(sae_session *session);

@@ -689,6 +689,9 @@ class Session {
     return detail::finish(status, error);
   }
 
+  /// The name of the instruction set it uses.
+  [[nodiscard]] const char *kernels() const noexcept { return sae_session_kernels(session_.get()); }
+
   [[nodiscard]] sae_session *get() const noexcept { return session_.get(); }
 
  private:

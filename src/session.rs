@@ -51,7 +51,7 @@ pub struct SessionOptions {
     pub pool: Pool,
     /// The host brings the working memory with every call ([`Run::workspace`]).
     pub host_workspace: bool,
-    /// Instruction set; `None` chooses the best.
+    /// Instruction set; `None`: [`Kernels::best`].
     pub kernels: Option<Kernels>,
 }
 
@@ -82,6 +82,7 @@ pub struct SessionMemory {
 pub struct Session {
     sae: Arc<Sae>,
     limits: Limits,
+    kernels: Kernels,
     /// For each slot, whether its edits depend on activations.
     needs_activations: Vec<bool>,
     operations: Box<dyn Operations>,
@@ -102,9 +103,10 @@ impl Session {
     /// Reserves everything the calls will need.
     pub fn new(sae: Arc<Sae>, options: SessionOptions) -> Result<Self> {
         let limits = limits(&sae, &options)?;
-        let kernels = options.kernels.unwrap_or_else(Kernels::best);
+        let kernels = options.kernels.map_or_else(Kernels::best, Ok)?;
         let session = CpuSession::new(Arc::clone(&sae), limits, options.pool, kernels, options.host_workspace)?;
-        Ok(Self { sae, limits, needs_activations: vec![false; limits.slots], operations: Box::new(session) })
+        let needs_activations = vec![false; limits.slots];
+        Ok(Self { sae, limits, kernels, needs_activations, operations: Box::new(session) })
     }
 
     /// What [`Self::new`] would reserve.
@@ -121,6 +123,11 @@ impl Session {
     /// What it was made for.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The instruction set in use.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// Bytes of working memory that every call needs.

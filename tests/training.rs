@@ -7,8 +7,9 @@ mod runs;
 use half::{bf16, f16};
 use runs::{D, N, Spoil, activations, bits, both_exports, noise, options, overflow, refused, started, view};
 use sae::Status;
+use sae::backend::cpu::{Kernels, training::CpuTraining};
 use sae::backend::training::{LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape};
-use sae::backend::{Input, Pool, cpu::training::CpuTraining};
+use sae::backend::{Input, Pool};
 use sae::sae::{HookPoint, Matrix, Normalization, Sae, Spec, Weights};
 use sae::tensor::Tensor;
 use sae::training::{Batch, Export, StepStats, TrainOptions, Trainer};
@@ -103,7 +104,7 @@ fn probe(k: usize, k_aux: usize, weights: &[Vec<f32>; 4], unfired: &[u64]) -> Pr
     let normalization = Normalization::None;
     let shape = TrainingShape { d: D, n_latents: N, k, k_aux, max_tokens: 40, ema: false, normalization };
     let x = activations(3, 40);
-    let mut backend = CpuTraining::new(shape, Pool::serial()).unwrap();
+    let mut backend = CpuTraining::new(shape, Pool::serial(), Kernels::best().unwrap()).unwrap();
     for (parameter, values) in Parameter::ALL.into_iter().zip(weights) {
         backend.write(Role::Weight, parameter, values).unwrap();
     }
@@ -476,7 +477,7 @@ fn a_gradient_beyond_f32_is_dropped() {
 fn sums_of_gradients_may_be_large_where_their_means_are_not() {
     let normalization = Normalization::None;
     let shape = TrainingShape { d: D, n_latents: N, k: 4, k_aux: 0, max_tokens: 8, ema: false, normalization };
-    let mut backend = CpuTraining::new(shape, Pool::serial()).unwrap();
+    let mut backend = CpuTraining::new(shape, Pool::serial(), Kernels::best().unwrap()).unwrap();
     // The square of one row's sum is beyond f32.
     backend.write(Role::Gradient, Parameter::WEnc, &[1e20; N * D]).unwrap();
     let step = StepParameters {

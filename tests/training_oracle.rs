@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use sae::backend::cpu::{Kernels, training::CpuTraining};
 use sae::backend::training::{LossParameters, Parameter, Role, Training, TrainingRows, TrainingShape};
-use sae::backend::{Input, Pool, cpu::training::CpuTraining};
+use sae::backend::{Input, Pool};
 use sae::sae::Normalization;
 use sae::tensor::Tensor;
 
@@ -175,7 +176,7 @@ fn agrees(normalization: Normalization) {
         let (wanted, gradients) = case.oracle();
         let shape = TrainingShape { d, n_latents, k, k_aux, max_tokens: rows, ema: false, normalization };
         for threads in [1, 4] {
-            let mut backend = CpuTraining::new(shape, Pool::new(threads).unwrap()).unwrap();
+            let mut backend = CpuTraining::new(shape, Pool::new(threads).unwrap(), Kernels::best().unwrap()).unwrap();
             for (parameter, values) in Parameter::ALL.into_iter().zip(&case.weights) {
                 backend.write(Role::Weight, parameter, values).unwrap();
             }

@@ -1,22 +1,26 @@
 //! Sessions: the hot calls.
 
-use super::boundary::{boundary, check_flags, count, present};
+use std::ffi::{CString, c_char};
+use std::sync::LazyLock;
+
+use super::boundary::{boundary, check_flags, count, present, text};
 use super::features::sae_features;
 use super::handle::{Exclusive, Handle, get, put, take_back};
 use super::model::{sae_memory, sae_model};
 use super::pool::{pool_or_serial, sae_pool};
 use super::run::{Call, RUN_FLAGS, sae_run};
 use super::sized::{self, Output, sized};
-use super::status::{sae_error, sae_status};
+use super::status::{c_text, sae_error, sae_status};
 use super::tensor::sae_tensor;
 use crate::backend::Wanted;
+use crate::backend::cpu::Kernels;
 use crate::error::{Result, fail};
 use crate::session::{Session, SessionOptions};
 use crate::steering::Edit;
 
 /// One stream of work over one model: working memory and the hot calls, which allocate nothing. For one thread at a
 /// time; a call that comes while another runs is refused with `SAE_ERROR_BAD_STATE`. Sessions are independent of each other.
-pub struct sae_session(pub(super) Exclusive<State>);
+pub struct sae_session(pub(super) Exclusive<State>, Kernels);
 
 impl Handle for sae_session {}
 
@@ -51,8 +55,11 @@ pub struct sae_session_options {
     pub flags: u32,
     /// `SAE_RUN_…` for every call.
     pub run_flags: u32,
+    /// The instruction set, by a name that `sae_kernels_name` lists; NULL: the fastest, or what the environment variable
+    /// `SAE_KERNELS` names. Results are the same to the bit.
+    pub kernels: *const c_char,
 }
-sized!(sae_session_options: max_tokens, max_width, slots, edits_per_slot, pool, flags, run_flags);
+sized!(sae_session_options: max_tokens, max_width, slots, edits_per_slot, pool, flags, run_flags; kernels);
 
 /// Makes a session, with all the memory its calls will need.
 #[unsafe(no_mangle)]
@@ -68,9 +75,10 @@ pub unsafe extern "C" fn sae_session_create(
         let (model, (options, run_flags)) = unsafe { (get("model", model)?, sae_session_options::read(options)?) };
         let session = Session::new(model.sae.clone(), options)?;
         let edits = Vec::with_capacity(session.limits().edits_per_slot);
+        let kernels = session.kernels();
         let state = State { session, run_flags, edits };
         // SAFETY: the caller's place for a handle.
-        unsafe { put(out, sae_session(Exclusive::new(state))) };
+        unsafe { put(out, sae_session(Exclusive::new(state), kernels)) };
         Ok(())
     })
 }
@@ -260,6 +268,25 @@ pub unsafe extern "C" fn sae_session_status(session: *mut sae_session, error: *m
     })
 }
 
+/// The instruction sets this machine runs, slowest first.
+static KERNELS: LazyLock<Vec<CString>> =
+    LazyLock::new(|| Kernels::all_supported().iter().map(|kernels| c_text(kernels.name)).collect());
+
+/// The name of an instruction set that this machine runs, by its number from 0 on, slowest first; NULL after the last.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_kernels_name(number: usize) -> *const c_char {
+    KERNELS.get(number).map_or(std::ptr::null(), |name| name.as_ptr())
+}
+
+/// The name of the instruction set that a session uses; NULL for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_session_kernels(session: *const sae_session) -> *const c_char {
+    // SAFETY: the caller's handle.
+    let Some(session) = (unsafe { session.as_ref() }) else { return std::ptr::null() };
+    let used = KERNELS.iter().find(|name| name.as_bytes() == session.1.name.as_bytes());
+    used.map_or(std::ptr::null(), |name| name.as_ptr())
+}
+
 /// Frees a session; NULL is nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_session_free(session: *mut sae_session) {
@@ -290,7 +317,10 @@ impl sae_session_options {
             // SAFETY: the caller's handle.
             pool: unsafe { pool_or_serial("options.pool", given.pool)? },
             host_workspace: given.flags & SAE_SESSION_HOST_WORKSPACE != 0,
-            kernels: None,
+            // SAFETY: the caller's text.
+            kernels: unsafe { text("options.kernels", given.kernels)? }
+                .map(|name| Kernels::named(name).map_err(|e| e.at("options.kernels")))
+                .transpose()?,
         };
         Ok((options, given.run_flags))
     }

@@ -42,7 +42,7 @@ impl Sample {
         let (found, d) = (sample.rows(), sample.shape()[1]);
         let count = found.min(SAMPLE_ROWS);
         // As a batch's rows are made ready, but for b_dec, which is yet to be found.
-        let kernels = Kernels::best();
+        let kernels = Kernels::best()?;
         let mut spec = Spec::new(Architecture::Relu, d, 1);
         (spec.normalization, spec.subtract_b_dec) = (normalization, false);
         let mut rows = try_vec(0.0, count * d)?;

@@ -6,6 +6,7 @@ use super::checkpoint;
 use super::init::{PROBES, Sample, random_unit_rows};
 use super::schedule::learning_rate;
 use super::{FIRED, Progress, StepStats, TrainOptions};
+use crate::backend::cpu::Kernels;
 use crate::backend::cpu::training::CpuTraining;
 use crate::backend::training::{
     BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
@@ -70,7 +71,7 @@ impl Trainer {
             ema: !options.no_ema,
             normalization: options.normalization,
         };
-        let backend = Box::new(CpuTraining::new(shape, pool.clone())?);
+        let backend = Box::new(CpuTraining::new(shape, pool.clone(), Kernels::best()?)?);
         Ok(Self { options, pool, backend, progress: None })
     }
 

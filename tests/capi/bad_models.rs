@@ -342,6 +342,7 @@ fn freeing_nothing_and_asking_nothing_is_fine() {
         assert_eq!(sae_error_status(null()), SAE_OK);
         assert_eq!(CStr::from_ptr(sae_error_message(null())), c"");
         assert_eq!(sae_pool_threads(null()), 0);
+        assert_eq!((sae_session_kernels(null()), sae_kernels_name(99)), (null(), null()));
         assert_eq!(CStr::from_ptr(sae_status_name(SAE_ERROR_IO)), c"SAE_ERROR_IO");
         assert_eq!(CStr::from_ptr(sae_status_name(-7)), c"unknown status");
     }

@@ -9,6 +9,7 @@ mod bad_training;
 mod doctor;
 mod header;
 mod host;
+mod kernels;
 mod library;
 mod operations;
 mod programs;

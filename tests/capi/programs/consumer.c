@@ -253,8 +253,10 @@ int main(int argc, char **argv) {
   session_options.pool = pool;
   OK(sae_session_memory(model, &session_options, &memory, &error));
   CHECK(memory.workspace > 0);
+  session_options.kernels = sae_kernels_name(0);
   sae_session *session = NULL;
   OK(sae_session_create(model, &session_options, &session, &error));
+  CHECK(strcmp(sae_session_kernels(session), "scalar") == 0);
   sae_pool_free(pool);
 
   static float x[T * D], x_hat[T * D], again[T * D], z[T * N], selected[T * 2];

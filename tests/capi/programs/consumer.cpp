@@ -150,6 +150,7 @@ int run(const std::string &dir) {
   CHECK(sae::Session::memory(model, &options).workspace > 0);
   sae::Session first = sae::Session::create(model, &options);
   sae::Session session = std::move(first);
+  CHECK(session.kernels() != nullptr);
 
   const std::vector<float> x = numbers(tokens * d);
   sae::Features features(tokens, k, info.row_state_width);

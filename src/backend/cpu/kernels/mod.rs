@@ -13,6 +13,8 @@ mod x86;
 
 use std::sync::OnceLock;
 
+use crate::error::{Result, fail};
+
 pub(crate) use loops::Loop;
 
 /// The loops of one instruction set; cheap to copy.
@@ -27,16 +29,24 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// The fastest set this machine runs, found once. `SAE_KERNELS=scalar|avx2|avx512` in the environment forces a
-    /// lesser one, for tests and comparisons.
-    pub fn best() -> Self {
-        static BEST: OnceLock<Kernels> = OnceLock::new();
-        *BEST.get_or_init(|| {
-            let all = Self::all_supported();
-            let wished = std::env::var("SAE_KERNELS").ok();
-            let forced = all.iter().find(|k| Some(k.name) == wished.as_deref());
-            *forced.unwrap_or_else(|| all.last().expect("the scalar set always runs"))
-        })
+    /// The fastest set this machine runs, or the one that `SAE_KERNELS` in the environment names; found once.
+    pub fn best() -> Result<Self> {
+        static BEST: OnceLock<Result<Kernels>> = OnceLock::new();
+        let find = || match std::env::var_os("SAE_KERNELS").filter(|name| !name.is_empty()) {
+            Some(name) => Self::named(&name.to_string_lossy()).map_err(|e| e.at("SAE_KERNELS")),
+            None => Ok(*Self::all_supported().last().expect("the scalar set always runs")),
+        };
+        BEST.get_or_init(find).clone()
+    }
+
+    /// The set of this name, if this machine runs it.
+    pub fn named(name: &str) -> Result<Self> {
+        let all = Self::all_supported();
+        let Some(kernels) = all.iter().find(|kernels| kernels.name == name) else {
+            let names: Vec<_> = all.iter().map(|kernels| kernels.name).collect();
+            return fail!(Unsupported, "expected a set that this machine runs ({}), found {name:?}", names.join(", "));
+        };
+        Ok(*kernels)
     }
 
     /// Every set this machine runs, slowest (the oracle) first.

@@ -43,7 +43,7 @@ pub struct CpuTraining {
 
 impl CpuTraining {
     /// A run with all numbers zero.
-    pub fn new(shape: TrainingShape, pool: Pool) -> Result<Self> {
+    pub fn new(shape: TrainingShape, pool: Pool, kernels: Kernels) -> Result<Self> {
         let TrainingShape { d, n_latents, k, k_aux, max_tokens, .. } = shape;
         let aux_rows = aux::ROWS.min(max_tokens);
         let entries = max_tokens.saturating_mul(k).max(aux_rows.saturating_mul(k_aux));
@@ -57,7 +57,7 @@ impl CpuTraining {
         spec.normalization = shape.normalization;
         let plan = Plan { d, limit: k.max(k_aux), width: 0 };
         Ok(Self {
-            kernels: Kernels::best(),
+            kernels,
             state: State::zeroed(&shape)?,
             batch: Batch::new(max_tokens, d)?,
             main: Reconstruction::new(max_tokens, d, k)?,
