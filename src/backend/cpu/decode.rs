@@ -6,6 +6,9 @@ use super::prepare::denormalize_row;
 use super::rows::Rows;
 use crate::sae::{Sae, Spec};
 
+/// Features added at once.
+const BATCH: usize = 64;
+
 /// The decoding half of an SAE.
 #[derive(Clone, Copy)]
 pub(crate) struct Decoder<'a> {
@@ -28,12 +31,24 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Adds `z` of latent `index` (global) to a sum in the decoder's space; says whether there is such a latent.
-    pub(crate) fn add(&self, kernels: Kernels, index: i32, z: f32, row: &mut [f32], sum: &mut [f32]) -> bool {
-        let Some(i) = self.local(index) else { return false };
-        let z = self.norms.map_or(z, |norms| z / norms[i]);
-        kernels.axpy(z, self.w_dec.get(i, 1, row), sum);
-        true
+    /// Adds features, global indices and their z, to a sum in the decoder's space, one after another. An index of −1 is none;
+    /// says how many others name no latent.
+    pub(crate) fn add(&self, kernels: Kernels, features: impl Iterator<Item = (i32, f32)>, sum: &mut [f32]) -> u64 {
+        let (mut ids, mut factors, mut filled, mut unknown) = ([0; BATCH], [0.0; BATCH], 0, 0);
+        for (index, z) in features {
+            let Some(i) = self.local(index) else {
+                unknown += u64::from(index != -1);
+                continue;
+            };
+            (ids[filled], factors[filled]) = (i as u32, self.norms.map_or(z, |norms| z / norms[i]));
+            filled += 1;
+            if filled == BATCH {
+                kernels.add_rows_at(sum, self.w_dec, &ids, &factors);
+                filled = 0;
+            }
+        }
+        kernels.add_rows_at(sum, self.w_dec, &ids[..filled], &factors[..filled]);
+        unknown
     }
 
     /// Where a latent's weights are, by its global index.

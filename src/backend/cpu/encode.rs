@@ -244,7 +244,7 @@ fn finish_tile(
         let mut keys = Largest::new(keys, &mut state.kept[i], job.gathered()).finish();
         if job.encoder.rank_scale.is_some() {
             let x = &scratch.x[i * d..(i + 1) * d];
-            keys.iter_mut().for_each(|key| *key = job.encoder.unranked(kernels, *key, x, scratch.row.weights));
+            keys.iter_mut().for_each(|key| *key = job.encoder.unranked(kernels, *key, x));
             sort(keys, Order::Value);
             let limit = keys.len().min(job.limit);
             keys = &mut keys[..limit];

@@ -111,18 +111,21 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// [`Self::score`] of one latent for one token; `row` is scratch.
-    pub(crate) fn score_alone(&self, kernels: Kernels, i: usize, x: &[f32], wanted: Wanted, row: &mut [f32]) -> f32 {
-        let mut score = [kernels.dot(x, self.w_enc.get(i, 1, row))];
-        let second = self.glu.map_or(0.0, |(w_glu, _)| kernels.dot(x, w_glu.get(i, 1, row)));
-        self.finish(i, wanted, &mut score, &[second]);
+    /// [`Self::score`] of one latent for one token.
+    pub(crate) fn score_alone(&self, kernels: Kernels, i: usize, x: &[f32], wanted: Wanted) -> f32 {
+        let (mut score, mut second) = ([0.0], [0.0]);
+        kernels.dots_at(x, self.w_enc, &[i as u32], &mut score);
+        if let Some((w_glu, _)) = self.glu {
+            kernels.dots_at(x, w_glu, &[i as u32], &mut second);
+        }
+        self.finish(i, wanted, &mut score, &second);
         score[0]
     }
 
     /// The key of a latent that has won by its product with [`Self::rank_scale`], with its pre-activation instead.
-    pub(crate) fn unranked(&self, kernels: Kernels, key: Key, x: &[f32], row: &mut [f32]) -> Key {
+    pub(crate) fn unranked(&self, kernels: Kernels, key: Key, x: &[f32]) -> Key {
         let i = key.index() as usize - self.first_latent;
-        Key::new(self.score_alone(kernels, i, x, Wanted::PreActivations, row), key.index())
+        Key::new(self.score_alone(kernels, i, x, Wanted::PreActivations), key.index())
     }
 
     /// Scores in place of the dot products of the latents from `first` on; `second` holds those with the second encoder,

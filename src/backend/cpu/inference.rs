@@ -101,9 +101,7 @@ impl Operations for CpuSession {
                     let value = match (prepared, decoder.local(id)) {
                         (Prepared::NotFinite, _) => f32::NAN,
                         (_, None) => 0.0,
-                        (_, Some(i)) => {
-                            encoder.score_alone(core.kernels, i, x, Wanted::Activations, scratch.row.weights)
-                        }
+                        (_, Some(i)) => encoder.score_alone(core.kernels, i, x, Wanted::Activations),
                     };
                     write(row, column, value);
                 }
@@ -164,13 +162,8 @@ impl Operations for CpuSession {
             let values = &mut values[..features.width()];
             features.values.read_row(row, values);
             decoder.start(sum);
-            let mut ignored = 0;
-            for (&index, &z) in features.indices.row::<i32>(row).iter().zip(&*values) {
-                if !decoder.add(core.kernels, index, z, weights, sum) {
-                    ignored += u64::from(index != -1);
-                }
-            }
-            core.ignore(ignored);
+            let listed = features.indices.row::<i32>(row).iter().copied().zip(values.iter().copied());
+            core.ignore(decoder.add(core.kernels, listed, sum));
             let raw = x.filter(|_| decoder.has_skip()).map(|x| {
                 x.read_row(row, &mut raw[..d_in]);
                 &raw[..d_in]
@@ -202,9 +195,7 @@ impl Operations for CpuSession {
                 Prepared::NotFinite => sum.fill(f32::NAN),
                 Prepared::Ready(state) => {
                     decoder.start(sum);
-                    for key in &*token.keys {
-                        decoder.add(core.kernels, key.index(), key.value(), weights, sum);
-                    }
+                    decoder.add(core.kernels, token.keys.iter().map(|key| (key.index(), key.value())), sum);
                     let raw = decoder.has_skip().then(|| {
                         let raw = &mut raw[..d_in];
                         read_row(&input, token.row, &mut weights[..d_in], raw);
@@ -266,7 +257,7 @@ impl Operations for CpuSession {
             match token.prepared {
                 Prepared::NotFinite => call.leave_alone(row),
                 Prepared::Ready(state) => {
-                    call.apply(row, edits, state, scratch, |feature, _| token.activation(feature));
+                    call.apply(row, edits, state, scratch, |feature| token.activation(feature));
                 }
             }
         });

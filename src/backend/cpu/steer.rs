@@ -86,15 +86,15 @@ impl Steer<'_> {
                 return self.leave_alone(row);
             }
             let state = known.state(row);
-            return self.apply(row, edits, state, &mut scratch.row, |feature, _| known.activation(row, feature));
+            return self.apply(row, edits, state, &mut scratch.row, |feature| known.activation(row, feature));
         }
         let d = self.core.sae.spec().d_in;
         let x = &mut scratch.x[..d];
         match self.core.prepare(self.input, row, x, &mut scratch.row.raw[..d]) {
             Prepared::NotFinite => self.leave_alone(row),
-            Prepared::Ready(state) => self.apply(row, edits, state, &mut scratch.row, |feature, weights| {
+            Prepared::Ready(state) => self.apply(row, edits, state, &mut scratch.row, |feature| {
                 let latent = self.decoder.local(feature);
-                let z = |i| self.encoder.score_alone(self.core.kernels, i, x, Wanted::Activations, weights);
+                let z = |i| self.encoder.score_alone(self.core.kernels, i, x, Wanted::Activations);
                 latent.map_or(0.0, z)
             }),
         }
@@ -106,14 +106,13 @@ impl Steer<'_> {
         edits: &[Edit],
         state: [f32; 2],
         scratch: &mut RowScratch<'_>,
-        activation: impl FnMut(i32, &mut [f32]) -> f32,
+        activation: impl FnMut(i32) -> f32,
     ) {
         let spec = self.core.sae.spec();
-        if !sum_edits(self.core.kernels, &self.decoder, edits, scratch, spec.d_out, activation) {
+        let (delta, y) = (&mut scratch.sum[..spec.d_out], &mut scratch.raw[..spec.d_out]);
+        if !sum_edits(self.core.kernels, &self.decoder, edits, delta, activation) {
             return self.leave_alone(row);
         }
-        let RowScratch { sum, raw, .. } = scratch;
-        let (delta, y) = (&sum[..spec.d_out], &mut raw[..spec.d_out]);
         self.y().read_row(row, y);
         if !all_finite(y) {
             return self.leave_alone(row);
@@ -143,25 +142,19 @@ fn sum_edits(
     kernels: Kernels,
     decoder: &Decoder<'_>,
     edits: &[Edit],
-    scratch: &mut RowScratch<'_>,
-    d_out: usize,
-    mut activation: impl FnMut(i32, &mut [f32]) -> f32,
+    sum: &mut [f32],
+    mut activation: impl FnMut(i32) -> f32,
 ) -> bool {
-    let mut any = false;
-    for edit in edits {
-        let z = if edit.needs_activation() { activation(edit.feature, scratch.weights) } else { 0.0 };
-        let delta = edit.delta(z);
-        if !delta.is_finite() {
-            return false;
-        }
-        if delta == 0.0 {
-            continue;
-        }
-        if !any {
-            scratch.sum[..d_out].fill(0.0);
-            any = true;
-        }
-        decoder.add(kernels, edit.feature, delta, scratch.weights, &mut scratch.sum[..d_out]);
-    }
-    any
+    let (mut any, mut finite) = (false, true);
+    let deltas = edits.iter().map(|edit| {
+        let z = if edit.needs_activation() { activation(edit.feature) } else { 0.0 };
+        (edit.feature, edit.delta(z))
+    });
+    let deltas = deltas.take_while(|(_, delta)| {
+        finite = delta.is_finite();
+        finite
+    });
+    sum.fill(0.0);
+    decoder.add(kernels, deltas.filter(|(_, delta)| *delta != 0.0).inspect(|_| any = true), sum);
+    any && finite
 }

@@ -1,5 +1,7 @@
 //! The algorithms, once, over any representation of 16 f32 lanes.
 
+use half::{bf16, f16};
+
 /// How many partial sums a dot product keeps. 16 fill one AVX-512 register, two of AVX2, four of NEON, half a warp.
 pub(super) const LANES: usize = 16;
 
@@ -17,6 +19,69 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn fma(self, by: Self, plus: Self) -> Self;
     /// The sum of the lanes, folded by halves: see [`fold`].
     unsafe fn sum(self) -> f32;
+
+    /// Reads 16 values, widened.
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the caller has 16 readable values.
+        unsafe { Self::load(from.cast::<[f16; LANES]>().read().map(f16::to_f32).as_ptr()) }
+    }
+
+    /// Reads 16 values, widened.
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller has 16 readable values.
+        unsafe { Self::load(from.cast::<[bf16; LANES]>().read().map(bf16::to_f32).as_ptr()) }
+    }
+
+    /// Begins to fetch a cache line into the second-level cache, where more can be under way at once than to the first.
+    #[inline(always)]
+    unsafe fn prefetch(_line: *const u8) {}
+}
+
+/// A type that weights are kept in.
+pub(super) trait Weight: bytemuck::Zeroable + Copy {
+    /// Reads 16 weights as f32, which hold them exactly.
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller has 16 readable values.
+        unsafe { L::load(from) }
+    }
+}
+
+impl Weight for f16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller has 16 readable values.
+        unsafe { L::load_f16(from) }
+    }
+}
+
+impl Weight for bf16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller has 16 readable values.
+        unsafe { L::load_bf16(from) }
+    }
+}
+
+/// Fetches what rows hold at position `j`, once per cache line.
+#[inline(always)]
+pub(super) unsafe fn prefetch<L: Lanes, W, const C: usize>(rows: [*const W; C], j: usize) {
+    if (j * size_of::<W>()).is_multiple_of(64) {
+        // SAFETY: the caller's rows are longer than j.
+        rows.iter().for_each(|row| unsafe { L::prefetch(row.add(j).cast()) });
+    }
+}
+
+/// How much of a length is whole sixteens.
+#[inline(always)]
+pub(super) fn whole(d: usize) -> usize {
+    d - d % LANES
 }
 
 /// Adds lanes l and l + w for w = 8, 4, 2, 1.
@@ -34,12 +99,12 @@ pub(super) fn fold(mut lanes: [f32; LANES]) -> f32 {
 
 /// The last, incomplete 16 of a vector, filled up with +0.
 #[inline(always)]
-unsafe fn load_tail<L: Lanes>(from: *const f32, count: usize) -> L {
-    let mut padded = [0.0f32; LANES];
+pub(super) unsafe fn load_tail<L: Lanes, W: Weight>(from: *const W, count: usize) -> L {
+    let mut padded = [W::zeroed(); LANES];
     // SAFETY: the caller's vector has `count` < 16 values here.
     unsafe {
         std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count);
-        L::load(padded.as_ptr())
+        W::load(padded.as_ptr())
     }
 }
 
@@ -51,29 +116,34 @@ unsafe fn load_tail<L: Lanes>(from: *const f32, count: usize) -> L {
 pub(super) unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     let mut out = [0.0];
     // SAFETY: one row each, of equal length.
-    unsafe { tile::<L, 1, 1>(a.as_ptr(), b.as_ptr(), a.len(), &mut out, 1) };
+    unsafe { tile::<L, f32, 1, 1>(a.as_ptr(), [b.as_ptr()], None, a.len(), &mut out, 1) };
     out[0]
 }
 
-/// `R` rows of x against `C` rows of w: as many sums in registers as loads can feed.
+/// `R` rows of x against `C` rows of w: as many sums in registers as loads can feed. The rows that come next are fetched
+/// meanwhile.
+///
+/// # Safety
+/// The machine must have `L`'s instructions; there must be R rows of x and C rows of w, `d` values each, and as many ahead.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const C: usize>(
+pub(super) unsafe fn tile<L: Lanes, W: Weight, const R: usize, const C: usize>(
     x: *const f32,
-    w: *const f32,
+    w: [*const W; C],
+    ahead: Option<[*const W; C]>,
     d: usize,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    // SAFETY: the caller has R rows of x and C rows of w, d values each; reads stay below d.
+    let whole = whole(d);
+    // SAFETY: the caller's promises; reads stay below d.
     unsafe {
         let mut sums = [[L::zero(); C]; R];
-        let whole = d - d % LANES;
         let mut j = 0;
         while j < whole {
-            let mut w_lanes = [L::zero(); C];
-            for (c, lanes) in w_lanes.iter_mut().enumerate() {
-                *lanes = L::load(w.add(c * d + j));
+            if let Some(ahead) = ahead {
+                prefetch::<L, W, C>(ahead, j);
             }
+            let w_lanes: [L; C] = std::array::from_fn(|c| W::load(w[c].add(j)));
             for (r, row) in sums.iter_mut().enumerate() {
                 let x_lanes = L::load(x.add(r * d + j));
                 for c in 0..C {
@@ -86,7 +156,7 @@ unsafe fn tile<L: Lanes, const R: usize, const C: usize>(
             for (r, row) in sums.iter_mut().enumerate() {
                 let x_lanes: L = load_tail(x.add(r * d + whole), d - whole);
                 for (c, sum) in row.iter_mut().enumerate() {
-                    *sum = x_lanes.fma(load_tail(w.add(c * d + whole), d - whole), *sum);
+                    *sum = x_lanes.fma(load_tail(w[c].add(whole), d - whole), *sum);
                 }
             }
         }
@@ -115,10 +185,10 @@ pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(x: &[f32],
             unsafe {
                 let (x, w) = (x.as_ptr().add(r * d), w.as_ptr().add(c * d));
                 match (r + R <= rows, wide) {
-                    (true, true) => tile::<L, R, C>(x, w, d, out, cols),
-                    (true, false) => tile::<L, R, 1>(x, w, d, out, cols),
-                    (false, true) => tile::<L, 1, C>(x, w, d, out, cols),
-                    (false, false) => tile::<L, 1, 1>(x, w, d, out, cols),
+                    (true, true) => tile::<L, f32, R, C>(x, neighbours(w, d), None, d, out, cols),
+                    (true, false) => tile::<L, f32, R, 1>(x, [w], None, d, out, cols),
+                    (false, true) => tile::<L, f32, 1, C>(x, neighbours(w, d), None, d, out, cols),
+                    (false, false) => tile::<L, f32, 1, 1>(x, [w], None, d, out, cols),
                 }
             }
             r += if r + R <= rows { R } else { 1 };
@@ -127,13 +197,20 @@ pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(x: &[f32],
     }
 }
 
+/// Rows one after another.
+#[inline(always)]
+unsafe fn neighbours<W, const C: usize>(w: *const W, d: usize) -> [*const W; C] {
+    // SAFETY: the caller has C rows here.
+    std::array::from_fn(|c| unsafe { w.add(c * d) })
+}
+
 /// `y = fma(a, x, y)`, element by element.
 ///
 /// # Safety
 /// The machine must have `L`'s instructions; the slices must be equally long.
 #[inline(always)]
 pub(super) unsafe fn axpy<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
-    let whole = x.len() - x.len() % LANES;
+    let whole = whole(x.len());
     // SAFETY: reads and writes stay below the common length.
     unsafe {
         let factor = L::splat(a);

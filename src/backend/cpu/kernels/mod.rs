@@ -3,6 +3,7 @@
 //! Every set gives the same bits: a lane is always one fused multiply-add after another, so wider registers only
 //! change how many lanes go at once. The scalar one is the oracle.
 
+mod gather;
 mod lanes;
 mod loops;
 #[cfg(target_arch = "aarch64")]
@@ -17,6 +18,8 @@ use crate::error::{Result, fail};
 
 pub(crate) use loops::Loop;
 
+use super::rows::{Rows, Values};
+
 /// The loops of one instruction set; cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Kernels {
@@ -26,6 +29,8 @@ pub struct Kernels {
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     axpy: unsafe fn(f32, &[f32], &mut [f32]),
+    dots_at: unsafe fn(&[f32], Values<'_>, &[u32], &mut [f32]),
+    add_rows_at: unsafe fn(&mut [f32], Values<'_>, &[u32], &[f32]),
 }
 
 impl Kernels {
@@ -92,6 +97,24 @@ impl Kernels {
         assert_eq!(x.len(), y.len());
         // SAFETY: a set is only handed out where the machine runs it; lengths are equal.
         unsafe { (self.axpy)(a, x, y) }
+    }
+
+    /// `out[i] = dot(rows[ids[i]], x)`: the rows of a list, wherever they lie.
+    pub(crate) fn dots_at(self, x: &[f32], rows: Rows<'_>, ids: &[u32], out: &mut [f32]) {
+        assert_eq!((x.len(), out.len()), (rows.d(), ids.len()));
+        rows.place(ids, |values, ids, span| {
+            // SAFETY: a set is only handed out where the machine runs it; the rows exist, the lengths are equal.
+            unsafe { (self.dots_at)(x, values, ids, &mut out[span]) }
+        });
+    }
+
+    /// `sum = fma(z[i], rows[ids[i]], sum)` for each i in order.
+    pub(crate) fn add_rows_at(self, sum: &mut [f32], rows: Rows<'_>, ids: &[u32], z: &[f32]) {
+        assert_eq!((sum.len(), z.len()), (rows.d(), ids.len()));
+        rows.place(ids, |values, ids, span| {
+            // SAFETY: a set is only handed out where the machine runs it; the rows exist, the lengths are equal.
+            unsafe { (self.add_rows_at)(sum, values, ids, &z[span]) }
+        });
     }
 }
 

@@ -1,11 +1,14 @@
 //! NEON, which every aarch64 machine has.
 
 use std::arch::aarch64::{
-    float32x4_t, vadd_f32, vaddq_f32, vdupq_n_f32, vfmaq_f32, vget_high_f32, vget_lane_f32, vget_low_f32, vld1q_f32,
-    vpadd_f32, vst1q_f32,
+    float32x4_t, vadd_f32, vaddq_f32, vdupq_n_f32, vfmaq_f32, vget_high_f32, vget_lane_f32, vget_low_f32, vld1_u16,
+    vld1q_f32, vpadd_f32, vreinterpretq_f32_u32, vshll_n_u16, vst1q_f32,
 };
 
+use half::bf16;
+
 use super::Kernels;
+use super::gather;
 use super::lanes::{self, Lanes};
 use super::loops::Set;
 
@@ -15,6 +18,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     dot: lanes::dot::<Neon>,
     scores: lanes::scores::<Neon, 2, 2>,
     axpy: lanes::axpy::<Neon>,
+    dots_at: gather::dots_at::<Neon>,
+    add_rows_at: gather::add_rows_at::<Neon>,
 };
 
 /// Lanes 0 to 3, 4 to 7, 8 to 11, 12 to 15.
@@ -71,6 +76,22 @@ unsafe impl Lanes for Neon {
             let four = vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d));
             let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
             vget_lane_f32::<0>(vpadd_f32(two, two))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: as the impl says; the caller has 16 readable values. A bf16 is the upper half of its f32.
+        Self(std::array::from_fn(|i| unsafe {
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(4 * i).cast())))
+        }))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(line: *const u8) {
+        // SAFETY: fetching is harmless wherever it points.
+        unsafe {
+            std::arch::asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, readonly, preserves_flags));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The oracle: plain Rust, one lane at a time.
 
 use super::Kernels;
+use super::gather;
 use super::lanes::{self, LANES, Lanes};
 use super::loops::Set;
 
@@ -10,6 +11,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     dot: lanes::dot::<Plain>,
     scores: lanes::scores::<Plain, 1, 1>,
     axpy: lanes::axpy::<Plain>,
+    dots_at: gather::dots_at::<Plain>,
+    add_rows_at: gather::add_rows_at::<Plain>,
 };
 
 #[derive(Clone, Copy)]

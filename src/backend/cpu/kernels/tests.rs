@@ -3,6 +3,9 @@
 use proptest::prelude::*;
 
 use super::Kernels;
+use crate::backend::cpu::rows::Rows;
+use crate::sae::Matrix;
+use crate::tensor::DType;
 
 /// The definition of the canonical dot product, written as the documentation says it.
 fn by_definition(a: &[f32], b: &[f32]) -> f32 {
@@ -63,6 +66,46 @@ proptest! {
             kernels.axpy(a, &x, &mut found);
             for j in 0..x.len() {
                 prop_assert!(same(found[j], a.mul_add(x[j], y[j])), "{} at {j}", kernels.name);
+            }
+        }
+    }
+
+    #[test]
+    fn listed_rows_are_the_definition_in_every_type(
+        d in 1usize..130, n in 1usize..20, picks in prop::collection::vec(any::<u32>(), 0..23),
+        seed in prop::collection::vec(awkward(), 97),
+    ) {
+        let ids: Vec<u32> = picks.iter().map(|pick| pick % n as u32).collect();
+        let z: Vec<f32> = (0..ids.len()).map(|i| seed[i * 7 % 97]).collect();
+        let x: Vec<f32> = (0..d).map(|i| seed[i * 31 % 97]).collect();
+        let values: Vec<f32> = (0..n * d).map(|i| seed[(i * 17 + 5) % 97]).collect();
+        let matrix = Matrix::from_f32(&values, n, d).unwrap();
+        let back: Vec<u32> = (0..n as u32).rev().collect();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let matrix = matrix.to_dtype(dtype).unwrap();
+            let row = |id: u32| matrix.row_f32(id as usize, &mut vec![0.0; d]).to_vec();
+            let whole = matrix.rows_f32(0, n, &mut vec![0.0; n * d]).to_vec();
+            let sources = [
+                (Rows::Matrix(&matrix), ids.clone()),
+                (Rows::F32 { values: &whole, d }, ids.clone()),
+                (Rows::Picked { values: &whole, d, ids: &back }, ids.iter().map(|id| n as u32 - 1 - id).collect()),
+            ];
+            for kernels in Kernels::all_supported() {
+                for (rows, ids_there) in &sources {
+                    let mut dots = vec![0.0; ids.len()];
+                    kernels.dots_at(&x, *rows, ids_there, &mut dots);
+                    for (&id, &found) in ids.iter().zip(&dots) {
+                        let expected = by_definition(&x, &row(id));
+                        prop_assert!(same(found, expected), "{} {dtype}: {found:?}, {expected:?}", kernels.name);
+                    }
+                    let mut sum = x.clone();
+                    kernels.add_rows_at(&mut sum, *rows, ids_there, &z);
+                    for j in 0..d {
+                        let add = |sum: f32, (&id, z): (&u32, &f32)| z.mul_add(row(id)[j], sum);
+                        let expected = ids.iter().zip(&z).fold(x[j], add);
+                        prop_assert!(same(sum[j], expected), "{} {dtype} at {j}", kernels.name);
+                    }
+                }
             }
         }
     }

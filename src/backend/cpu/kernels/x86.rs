@@ -1,19 +1,25 @@
-//! AVX2 with FMA, and AVX-512.
+//! AVX2 with FMA and F16C, and AVX-512.
 
 use std::arch::x86_64::{
-    __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
-    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
+    __m256, __m512, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch,
+    _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
+use half::{bf16, f16};
+
 use super::Kernels;
+use super::gather;
 use super::lanes::{self, Lanes};
 use super::loops::Set;
+use crate::backend::cpu::rows::Values;
 
 /// The sets this machine runs, slowest first.
 pub(super) fn supported() -> impl Iterator<Item = Kernels> {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
     [avx2.then_some(AVX2), avx512.then_some(AVX512)].into_iter().flatten()
 }
@@ -37,13 +43,23 @@ macro_rules! kernels {
                 // SAFETY: compiled for the set; the caller's promise for the rest.
                 unsafe { lanes::axpy::<$lanes>(a, x, y) };
             }
-            Kernels { name: $label, set: Set::$lanes, dot, scores, axpy }
+            #[target_feature(enable = $features)]
+            unsafe fn dots_at(x: &[f32], w: Values<'_>, ids: &[u32], out: &mut [f32]) {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { gather::dots_at::<$lanes>(x, w, ids, out) };
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn add_rows_at(sum: &mut [f32], w: Values<'_>, ids: &[u32], z: &[f32]) {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { gather::add_rows_at::<$lanes>(sum, w, ids, z) };
+            }
+            Kernels { name: $label, set: Set::$lanes, dot, scores, axpy, dots_at, add_rows_at }
         };
     };
 }
 
-kernels!(AVX2, "avx2", "avx2,fma", Avx2, 2, 3);
-kernels!(AVX512, "avx512", "avx512f,avx512dq,avx2,fma", Avx512, 4, 6);
+kernels!(AVX2, "avx2", "avx2,fma,f16c", Avx2, 2, 3);
+kernels!(AVX512, "avx512", "avx512f,avx512dq,avx2,fma,f16c", Avx512, 4, 6);
 
 #[derive(Clone, Copy)]
 struct Avx2(__m256, __m256);
@@ -59,7 +75,7 @@ unsafe fn sum8(v: __m256) -> f32 {
     }
 }
 
-// SAFETY: only used by functions compiled for AVX2 and FMA.
+// SAFETY: only used by functions compiled for AVX2, FMA and F16C.
 unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -98,6 +114,33 @@ unsafe impl Lanes for Avx2 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: as the impl says.
         unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: as the impl says; the caller has 16 readable values.
+        unsafe {
+            let half = |from: *const f16| _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
+            Self(half(from), half(from.add(8)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: as the impl says; the caller has 16 readable values. A bf16 is the upper half of its f32.
+        unsafe {
+            let half = |from: *const bf16| {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            };
+            Self(half(from), half(from.add(8)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(line: *const u8) {
+        // SAFETY: fetching is harmless wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
 }
 
@@ -140,5 +183,26 @@ unsafe impl Lanes for Avx512 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: as the impl says.
         unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: as the impl says; the caller has 16 readable values.
+        unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: as the impl says; the caller has 16 readable values. A bf16 is the upper half of its f32.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(line: *const u8) {
+        // SAFETY: fetching is harmless wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
 }
