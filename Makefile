@@ -72,7 +72,8 @@ FUZZ_SECONDS ?= 300
 fuzz:
 	fuzz/run.sh $(FUZZ_SECONDS)
 
-# Encode, decode and a training step against torch, in the same run.
+# Our operations beside torch, sae-lens, sparsify and dictionary_learning in one process, and beside what the machine can do at
+# most. ARGS=--quick: does it work? KEEP=1: figures into benches/results and docs/performance.md.
 bench:
 	$(MAKE) -C benches
 

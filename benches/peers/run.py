@@ -1,196 +1,211 @@
-"""Our operations beside PyTorch's, in one process: encode with top-k, decode, and a training step, as ratios.
+"""Our operations beside their peers, in one process, as ratios; ceilings of the machine in the same run. See docs/performance.md.
 
-Each pair is timed by turns, so that whatever else the machine does hits both; the ratio is of the medians. Above 1 means
-that libsae is faster.
+`--quick` shows that the program works; its figures mean nothing.
 """
 
 import argparse
+import gc
+import importlib.metadata
 import json
+import os
 import platform
-import statistics
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch.nn.functional import embedding_bag, linear, normalize
+os.environ |= {"SPARSIFY_DISABLE_TRITON": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
+import torch
+
+from ceilings import Ceilings
+from data import INPUTS, SHAPES, TRAINING_SHAPE
+from inference import BF16, OURS, PLAIN, PLAIN_BF16, READ, Case
 from libsae import Library
+from training import Training
+from turns import by_turns, summary
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPES = {"small": (576, 4608, 32), "medium": (768, 32768, 32), "large": (2304, 65536, 64)}
-TOKENS = (1, 16, 256)
-TRAINING_TOKENS = 512
+TOKENS = (1, 16, 256, 2048)
+PACKAGES = ("torch", "sae-lens", "eai-sparsify", "dictionary-learning", "numpy")
+ALL_OURS = (OURS, PLAIN, BF16, PLAIN_BF16)
+TORCH = ("torch f32", "torch bf16")
+COMPILED = ("torch.compile f32", "torch.compile bf16")
+LIBRARIES = ("sae-lens", "sparsify")
+TRAINERS = ("sparsify", "sparsify, signum", "sae-lens", "sae-lens, sparse", "dictionary_learning TopK", "dictionary_learning BatchTopK")
 
 
-def by_turns(ours, theirs, seconds):
-    """Median times of functions that take turns; each runs at least five times."""
-    ours(), theirs()
-    times = ([], [])
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for function, taken in zip((ours, theirs), times):
-            start = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - start)
-    return tuple(map(statistics.median, times))
+def plan(full):
+    """What is measured: (operation, shape, tokens, inputs, threads, peers). The default leaves out what takes long and says little
+    more: large batches of the widest SAEs, one thread beyond the first shape, all libraries beyond the shapes with a goal."""
+    first, gemma = SHAPES[0], SHAPES[3]
+    for shape in SHAPES:
+        for tokens in TOKENS:
+            goal = shape in (first, gemma)
+            peers = ALL_OURS + TORCH + ((READ,) if tokens <= 16 else ())
+            if shape == first:
+                peers += COMPILED + LIBRARIES
+            elif full or (shape == gemma and tokens == 256):
+                peers += COMPILED[1:] + LIBRARIES
+            if tokens == 2048 and shape != first and not full:
+                peers = (OURS, BF16) + TORCH
+            if full or (goal and (tokens > 1 or shape == first)) or tokens in (1, 256):
+                yield "encode TopK", shape, tokens, "normal", 2, peers
+            if full or (shape == first and tokens <= 256):
+                yield "encode TopK", shape, tokens, "normal", 1, ALL_OURS + TORCH + ((READ,) if tokens <= 16 else ())
+    for inputs in INPUTS[1:]:
+        for shape in (first, gemma) if full else (first,):
+            for tokens in (1, 256):
+                yield "encode TopK", shape, tokens, inputs, 2, ALL_OURS + TORCH
+    for operation, peer in (("encode JumpReLU", "sae-lens"), ("encode BatchTopK", "dictionary_learning")):
+        for shape in (first, gemma):
+            for tokens in (16, 256) if shape == first or full else (256,):
+                peers = ("torch f32", peer) if shape == first or full else ("torch f32",)
+                yield operation, shape, tokens, "normal", 2, peers
+    for shape in (first, gemma):
+        for tokens in (1, 256) if shape == first or full else (256,):
+            for threads in (2, 1) if shape == first or full else (2,):
+                peers = ("torch embedding_bag", "sparsify") + (("sae-lens",) if shape == first or full else ())
+                yield "decode", shape, tokens, "normal", threads, peers
+    for tokens in (1, 256):
+        yield "steer by 16 features", first, tokens, "normal", 2, ("torch f32",)
+    yield "train step", TRAINING_SHAPE, 2048, "normal", 2, TRAINERS
+    yield "train step", TRAINING_SHAPE, 2048, "normal", 1, ("sparsify",)
+    yield "train step, 5 % dead", TRAINING_SHAPE, 2048, "normal", 2, ("sparsify", "sae-lens", "dictionary_learning TopK")
 
 
-class Case:
-    """One SAE, in both libraries."""
+def quick():
+    small = (64, 1024, 8)
+    for tokens in (1, 16):
+        yield "encode TopK", small, tokens, "normal", 2, ALL_OURS + TORCH + LIBRARIES + (READ,)
+    yield "encode TopK", small, 16, "normal", 1, ALL_OURS + TORCH + COMPILED
+    yield "encode TopK", small, 16, "heavy-tailed, ties", 2, ALL_OURS + TORCH
+    yield "encode JumpReLU", small, 16, "normal", 2, ("torch f32", "sae-lens")
+    yield "encode BatchTopK", small, 16, "normal", 2, ("torch f32", "dictionary_learning")
+    yield "decode", small, 16, "normal", 2, ("torch embedding_bag", "sparsify", "sae-lens")
+    yield "steer by 16 features", small, 16, "normal", 2, ("torch f32",)
+    yield "train step", small, 512, "normal", 2, TRAINERS
+    yield "train step, 5 % dead", small, 512, "normal", 2, ("sparsify", "sae-lens", "dictionary_learning TopK")
 
-    def __init__(self, sae, shape, threads):
-        self.d, self.n, self.k = shape
-        self.lib = sae
-        torch.manual_seed(0)
-        self.w_dec = normalize(torch.randn(self.n, self.d), dim=1)
-        self.w_enc = self.w_dec.clone()
-        self.b_enc = torch.zeros(self.n)
-        self.b_dec = torch.randn(self.d) / 10
-        self.pool = sae.make("sae_pool_create", "sae_pool", threads)
-        self.model = self.load()
-        options = sae.options("sae_session_options", max_tokens=max(TOKENS), max_width=self.k, pool=self.pool)
-        self.session = sae.make("sae_session_create", "sae_session", self.model, options)
 
-    def load(self):
-        config = {
-            "architecture": "topk", "k": self.k, "d_in": self.d, "d_sae": self.n, "dtype": "float32",
-            "apply_b_dec_to_input": True, "normalize_activations": "none", "rescale_acts_by_decoder_norm": False,
-            "reshape_activations": "none", "metadata": {"sae_lens_version": "6.0.0"},
+def prepare(library, ceilings, entry, cases):
+    """The contestants of an entry, and what ours must at least do. Keeps one SAE, for the entries after it."""
+    operation, shape, tokens, inputs, threads, peers = entry
+    extra = {}
+    if operation.startswith("train step"):
+        cases.clear()
+        training = Training(library, shape, tokens, threads, dead="dead" in operation)
+        contestants, works = training.contestants(peers)
+        extra["dead_latents"] = training.dead_latents
+        return contestants, works, extra
+    if (shape, inputs) not in cases:
+        cases.clear()
+        gc.collect()
+        cases[shape, inputs] = Case(library, ceilings, shape, inputs)
+    case = cases[shape, inputs]
+    if operation in ("encode JumpReLU", "encode BatchTopK"):
+        return *case.threshold(tokens, threads, operation.split()[1], peers), extra
+    name = {"encode TopK": "encode", "decode": "decode", "steer by 16 features": "steer"}[operation]
+    return *getattr(case, name)(tokens, threads, peers), extra
+
+
+def measure(library, ceilings, entry, cases, arguments):
+    operation, shape, tokens, inputs, threads, _ = entry
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+    training = operation.startswith("train step")
+    with torch.set_grad_enabled(training):
+        contestants, works, extra = prepare(library, ceilings, entry, cases)
+        times = by_turns(contestants, arguments.seconds, arguments.rounds, arguments.warm)
+    group = {"operation": operation, "shape": shape, "tokens": tokens, "inputs": inputs, "threads": threads, **extra}
+    group["times"] = {name: summary(taken) for name, taken in times.items()}
+    group["floors"] = {}
+    for name, work in works.items():
+        ms, bound = ceilings.floor(work, threads)
+        group["floors"][name] = {
+            "ms": round(ms, 5), "bound": bound, "share": round(ms / group["times"][name]["ms"], 4),
+            "bytes": work.read + work.update, "operations": work.operations, "kind": work.kind,
         }
-        with tempfile.TemporaryDirectory() as folder:
-            folder = Path(folder)
-            (folder / "cfg.json").write_text(json.dumps(config))
-            tensors = {"W_enc": self.w_enc.T.contiguous(), "W_dec": self.w_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}
-            save_file(tensors, folder / "sae_weights.safetensors")
-            return self.lib.make("sae_model_load", "sae_model", str(folder).encode(), self.lib.ffi.NULL)
+    return group
 
-    def features(self, rows):
-        values = torch.zeros(rows, self.k)
-        indices = torch.zeros(rows, self.k, dtype=torch.int32)
-        counts = torch.zeros(rows, dtype=torch.int32)
-        struct = self.lib.options("sae_features")
-        for name, value in (("values", values), ("indices", indices), ("counts", counts)):
-            setattr(struct, name, self.lib.tensor(value)[0])  # the view's shape is kept alive by the library
-        return struct, values, indices
 
-    def encode(self, rows, dtype):
-        """Theirs in `dtype`, ours always f32 weights and the exact result."""
-        null = self.lib.ffi.NULL
-        x = torch.randn(rows, self.d)
-        x_view, (out, values, indices) = self.lib.tensor(x), self.features(rows)
-        w_enc, b_enc, b_dec = (t.to(dtype) for t in (self.w_enc, self.b_enc, self.b_dec))
+def show(group):
+    shape, ours = tuple(group["shape"]), group["times"][OURS]["ms"]
+    print(f"\n{group['operation']}, {shape}, {group['tokens']} tokens, {group['inputs']}, {group['threads']} threads", flush=True)
+    for name, time_ in group["times"].items():
+        floor = group["floors"].get(name)
+        bound = f"   {100 * floor['share']:3.0f} % of the ceiling of {floor['bound']}" if floor else ""
+        print(f"  {name:<30}{time_['ms']:>11.3f} ms {time_['ms'] / ours:>8.2f} ×{bound}", flush=True)
 
-        def ours():
-            self.lib.call("sae_encode", self.session, null, x_view, null, out)
 
-        def theirs():
-            return torch.topk(linear(x.to(dtype) - b_dec, w_enc, b_enc), self.k, sorted=False)
+def machine():
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    field = lambda name: next((l.split(":", 1)[1].strip() for l in cpu.splitlines() if l.startswith(name)), "")  # noqa: E731
+    kinds = [f for f in field("flags").split() if f.startswith(("avx", "amx", "fma", "f16c"))] or field("Features").split()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": field("model name") or platform.machine(), "cores": os.cpu_count(), "memory_gib": round(memory, 1), "instructions": kinds}
 
-        ours()
-        if dtype == torch.float32:
-            found, expected = values.sort(descending=True).values, theirs().values.sort(descending=True).values.relu()
-            assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4), "the two disagree"
-        return ours, theirs
 
-    def decode(self, rows):
-        null = self.lib.ffi.NULL
-        x = torch.randn(rows, self.d)
-        out, values, indices = self.features(rows)
-        self.lib.call("sae_encode", self.session, null, self.lib.tensor(x), null, out)
-        x_hat = torch.zeros(rows, self.d)
-        x_hat_view = self.lib.tensor(x_hat)
-        long = indices.long().clamp_min(0)
-
-        def ours():
-            self.lib.call("sae_decode", self.session, null, out, null, x_hat_view)
-
-        def theirs():
-            return embedding_bag(long, self.w_dec, per_sample_weights=values, mode="sum") + self.b_dec
-
-        ours()
-        assert torch.allclose(x_hat, theirs(), rtol=1e-3, atol=1e-4), "the two disagree"
-        return ours, theirs
-
-    def train_step(self):
-        """A whole step of each: forward, sparse or dense backward, projection, clipping, Adam, renormalisation, EMA."""
-        null = self.lib.ffi.NULL
-        x = torch.randn(TRAINING_TOKENS, self.d)
-        options = self.lib.options(
-            "sae_train_options", d=self.d, n_latents=self.n, k=self.k, learning_rate=1e-4, clip_norm=1.0,
-            max_batch_tokens=TRAINING_TOKENS, pool=self.pool,
-        )
-        trainer = self.lib.make("sae_trainer_create", "sae_trainer", options)
-        x_view = self.lib.tensor(x)
-        self.lib.call("sae_trainer_init_from", trainer, x_view)
-        batch = self.lib.options("sae_train_batch", x=x_view)
-        stats = self.lib.options("sae_train_stats")
-
-        def ours():
-            self.lib.call("sae_train_step", trainer, null, batch, stats)
-
-        weights = [t.clone().requires_grad_() for t in (self.w_enc, self.b_enc, self.w_dec, self.b_dec)]
-        w_enc, b_enc, w_dec, b_dec = weights
-        ema = [t.detach().clone() for t in weights]
-        adam = torch.optim.Adam(weights, lr=1e-4, eps=6.25e-10)
-        variance = ((x - x.mean(0)) ** 2).mean()
-
-        def theirs():
-            values, indices = torch.topk(linear(x - b_dec, w_enc, b_enc), self.k, sorted=False)
-            x_hat = embedding_bag(indices, w_dec, per_sample_weights=values.relu(), mode="sum") + b_dec
-            adam.zero_grad()
-            (((x_hat - x) ** 2).mean() / variance).backward()
-            with torch.no_grad():
-                w_dec.grad -= (w_dec.grad * w_dec).sum(1, keepdim=True) * w_dec
-                torch.nn.utils.clip_grad_norm_(weights, 1.0)
-                torch._foreach_lerp_(ema, [w.detach() for w in weights], 0.001)
-                adam.step()
-                w_dec.div_(w_dec.norm(dim=1, keepdim=True))
-
-        return ours, theirs
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--library", required=True)
-    parser.add_argument("--shapes", default="small,medium", help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3, help="for each pair")
-    parser.add_argument("--out", type=Path, help="where to keep the figures, as JSON")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", required=True, help="libsae.so")
+    parser.add_argument("--out", type=Path, required=True, help="where the figures go, as JSON")
+    parser.add_argument("--operations", help="only these: parts of their names, with commas")
+    parser.add_argument("--shapes", help="only these: their number of latents, with commas")
+    parser.add_argument("--tokens", help="only these numbers of tokens, with commas")
+    parser.add_argument("--threads", help="only these numbers of threads, with commas")
+    parser.add_argument("--seconds", type=float, default=3, help="for each group of contestants, after --rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="the least number of calls of each")
+    parser.add_argument("--warm", action="store_true", help="an unmeasured call before each, so that caches hold its own data")
+    parser.add_argument("--full", action="store_true", help="every shape with every number of tokens and every peer; takes hours")
+    parser.add_argument("--quick", action="store_true", help="small shapes: shows that the program works")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    sae = Library(str(ROOT / "include/sae.h"), arguments.library)
-    rows = []
+    library = Library(str(ROOT / "include/sae.h"), arguments.library)
+    started, load = time.time(), os.getloadavg()[0]
 
-    def measure(shape, operation, peer, pair):
-        ours, theirs = by_turns(*pair, arguments.seconds)
-        rows.append({
-            "shape": shape, "operation": operation, "peer": peer, "libsae_ms": ours * 1e3, "torch_ms": theirs * 1e3,
-            "ratio": theirs / ours,
-        })
-        print(f"{str(shape):>18}  {operation:<24}{peer:<28}{ours * 1e3:>10.3f}{theirs * 1e3:>10.3f}{theirs / ours:>8.2f}", flush=True)
-
-    print(f"{'(d, n, k)':>18}  {'operation':<24}{'beside':<28}{'libsae ms':>10}{'torch ms':>10}{'ratio':>8}")
-    for name in arguments.shapes.split(","):
-        shape = SHAPES[name]
-        case = Case(sae, shape, arguments.threads)
-        for tokens in TOKENS:
-            for dtype, label in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
-                measure(shape, f"encode, {tokens} tokens", f"linear + topk {label}", case.encode(tokens, dtype))
-        measure(shape, f"decode, {max(TOKENS)} tokens", "embedding_bag f32", case.decode(max(TOKENS)))
-        measure(shape, f"train step, {TRAINING_TOKENS} tokens", "eager, sparse decode", case.train_step())
-    if arguments.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        cpu = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        arguments.out.write_text(json.dumps({
-            "date": str(date.today()), "commit": commit.stdout.strip(), "command": " ".join(sys.argv),
-            "machine": f"{cpu[0] if cpu else platform.machine()}, {arguments.threads} threads",
-            "torch": torch.__version__, "rows": rows,
-        }, indent=1) + "\n")
+    chosen = lambda text, value: text is None or str(value) in text.split(",")  # noqa: E731
+    entries = [
+        e for e in (quick() if arguments.quick else plan(arguments.full))
+        if (arguments.operations is None or any(part in e[0] for part in arguments.operations.split(",")))
+        and chosen(arguments.shapes, e[1][1]) and chosen(arguments.tokens, e[2]) and chosen(arguments.threads, e[4])
+    ]
+    entries.sort(key=lambda e: (e[0].startswith("train"), SHAPES.index(e[1]) if e[1] in SHAPES else 9, e[3]))  # one SAE at a time
+    ceilings = Ceilings()
+    for threads in sorted({e[4] for e in entries} | {1}):
+        ceilings.measure(threads)
+        print(f"{threads} threads: " + ", ".join(f"{k} {v if isinstance(v, str) else round(v, 1)}" for k, v in ceilings.rates[str(threads)].items()), flush=True)
+    groups, cases, left_out = [], {}, []
+    for entry in entries:
+        try:
+            group = measure(library, ceilings, entry, cases, arguments)
+        except (MemoryError, RuntimeError) as error:  # torch says so when memory is short
+            if "alloc" not in str(error).lower() and "memory" not in str(error).lower():
+                raise
+            left_out.append({"operation": entry[0], "shape": entry[1], "tokens": entry[2], "why": str(error).splitlines()[0]})
+            print(f"left out: {left_out[-1]}", flush=True)
+            cases.clear()
+            continue
+        groups.append(group)
+        show(group)
+    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({
+        "date": datetime.now().isoformat(timespec="minutes"), "commit": git("rev-parse", "--short", "HEAD"),
+        "changed_since": bool(git("status", "--porcelain", "--untracked-files=no")), "command": shlex.join(["run.py", *sys.argv[1:]]),
+        "machine": machine(), "load_average_before": round(load, 2), "minutes": round((time.time() - started) / 60, 1),
+        "caches": "warm: each call follows one of its own" if arguments.warm else "as others left them: between two calls of one, all others of its group have run",
+        "quick": arguments.quick, "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+        "ceilings": ceilings.rates, "groups": groups, "left_out": left_out,
+    }, indent=1) + "\n")
 
 
 if __name__ == "__main__":

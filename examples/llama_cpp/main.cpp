@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <fstream>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "capture.hpp"
 #include "overhead.hpp"
+#include "random_sae.hpp"
 #include "record.hpp"
 #include "steer.hpp"
 #include "train.hpp"
@@ -19,6 +21,8 @@ const char *const usage =
     "usage: demo demo   --data FOLDER [--tokens 60000] [--layer 14] [--threads N] [--prompt TEXT]\n"
     "       demo record --data FOLDER [--tokens 200000] [--held-out 20000] [--layer 14] [--threads N]\n"
     "                                 [--out FOLDER/recording]\n"
+    "       demo overhead --data FOLDER [--layer 14] [--threads N]\n"
+    "overhead measures alone, with the SAE that demo trained, or a random one of 4608 latents.\n"
     "FOLDER is what get.sh filled: model.gguf and text/. N threads are for the engine, and as many for the library: by default\n"
     "one per core, 8 at most.\n";
 
@@ -103,6 +107,17 @@ void demo(Arguments &arguments) {
     show_overhead(model, sae, pool, settings.layer, data + "/overhead.json");
 }
 
+void overhead(Arguments &arguments) {
+    const std::string data = arguments.text("data", "build/llama_cpp"), file = data + "/sae.safetensors";
+    const int32_t layer = layer_of(arguments), threads = threads_of(arguments);
+    arguments.finish();
+    const Model model(data + "/model.gguf");
+    model.check_hook(layer);
+    const bool trained = std::ifstream(file).good();
+    const sae::Model sae = trained ? sae::Model::load(file) : random_sae(model.d(), 4608, 32);
+    show_overhead(model, sae, sae::Pool::create(threads), layer, data + "/overhead.json");
+}
+
 void record_residuals(Arguments &arguments) {
     const std::string data = arguments.text("data", "build/llama_cpp");
     RecordOptions o;
@@ -124,12 +139,12 @@ int main(int argc, char **argv) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in step with the progress on stderr
     try {
         const std::string mode = argc > 1 ? argv[1] : "";
-        if (mode != "demo" && mode != "record") {
+        if (mode != "demo" && mode != "record" && mode != "overhead") {
             std::fputs(usage, stderr);
             return 2;
         }
         Arguments arguments(argc, argv);
-        mode == "demo" ? demo(arguments) : record_residuals(arguments);
+        mode == "demo" ? demo(arguments) : mode == "record" ? record_residuals(arguments) : overhead(arguments);
         return 0;
     } catch (const std::invalid_argument &e) {
         std::fprintf(stderr, "demo: %s\n%s", e.what(), usage);

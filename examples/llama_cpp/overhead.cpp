@@ -76,8 +76,8 @@ void measure(const Model &model, Variant &variant) {
 void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &pool, int32_t layer, const std::string &file) {
     const sae_info info = sae.info();
     sae::Session small = make_session(sae, pool, prompt_tokens);
-    sae::Session large = make_session(random_sae(info.d_in, 32768, info.k), pool, prompt_tokens);
-    sae::Session large_bf16 = make_session(random_sae(info.d_in, 32768, info.k, sae::dtype_of<sae::bf16>()), pool, prompt_tokens);
+    const sae::Model n32768 = random_sae(info.d_in, 32768, info.k), n32768_bf16 = random_sae(info.d_in, 32768, info.k, sae::dtype_of<sae::bf16>());
+    sae::Session large = make_session(n32768, pool, prompt_tokens), large_bf16 = make_session(n32768_bf16, pool, prompt_tokens);
     sae::Features features(prompt_tokens, info.k);
     BatchSteering add(sae, pool, prompt_tokens, 1), set(sae, pool, prompt_tokens, 1);
     add.set(0, {sae::add(0, 1)});
