@@ -13,6 +13,9 @@ use crate::tensor::Array;
 /// Rows handled at once, so that memory does not grow with the batch.
 pub(super) const ROWS: usize = 512;
 
+/// Up to this many times `k_aux` dead latents, their encoder rows are brought together once for all tokens.
+const FEW: usize = 4;
+
 /// Memory for AuxK.
 pub(super) struct Aux {
     k: usize,
@@ -22,13 +25,16 @@ pub(super) struct Aux {
     dead: Array<u32>,
     /// Their b_enc.
     b_enc: Array<f32>,
+    /// Their rows of W_enc, brought together if they are few enough.
+    w_enc: Array<f32>,
 }
 
 impl Aux {
     pub(super) fn new(shape: &TrainingShape, rows: usize) -> Result<Self> {
         let n = shape.n_latents;
         let fit = Reconstruction::new(rows, shape.d, shape.k_aux)?;
-        Ok(Self { k: shape.k_aux, rows, fit, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)? })
+        let w_enc = Array::zeroed(n.min(FEW * shape.k_aux).saturating_mul(shape.d))?;
+        Ok(Self { k: shape.k_aux, rows, fit, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)?, w_enc })
     }
 
     /// Adds AuxK's gradients; `errors` `[T, d]` is what the main codes left of the inputs. Gives the loss.
@@ -54,7 +60,11 @@ impl Aux {
             return 0.0;
         }
         let ids = &self.dead[..dead];
-        let rows = Rows::Picked { values: &weights.w_enc, d, ids };
+        let picked = Rows::Picked { values: &weights.w_enc, d, ids };
+        let rows = match self.w_enc.get_mut(..dead * d) {
+            Some(together) => Rows::F32 { values: picked.get(0, dead, together), d },
+            None => picked,
+        };
         let encoder = Encoder::top_k(rows, &self.b_enc[..dead], self.k);
         // Gradients are sums over tokens that the step divides by their number; the loss is a ratio, free of it.
         let tokens = (inputs.len() / d) as f64;

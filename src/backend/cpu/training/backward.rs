@@ -1,53 +1,65 @@
 //! Gradients of the weights, latent by latent: the tokens where a latent is active are brought together, and its rows are
 //! summed over them in the tokens' order.
 
+use std::ops::Range;
+
 use super::blocks::{blocks, for_each};
 use super::forward::{Codes, Problem, Reconstruction, add_column_sums};
 use super::state::Gradient;
 use crate::backend::cpu::encode::Workers;
+use crate::backend::cpu::rows::Rows;
 use crate::error::Result;
 use crate::tensor::Array;
 
 /// Latents whose gradients one body sums.
 const LATENTS: usize = 16;
 
-/// For each latent the slots of codes that it fills, in the order of tokens.
+/// For each latent the tokens where it is active, in their order.
 pub(super) struct LatentLists {
-    /// `[n + 1]`: where each latent's slots start.
+    /// `[n + 1]`: where each latent's list starts.
     starts: Array<u32>,
-    /// Positions in the codes' `[rows, width]`.
-    slots: Array<u32>,
+    tokens: Array<u32>,
+    /// `−pull · z`: how much of the token's leftover goes into the gradient by W_dec.
+    values: Array<f32>,
+    /// The loss's gradient by the pre-activation: how much of the token goes into the gradient by W_enc.
+    pulls: Array<f32>,
 }
 
 impl LatentLists {
     pub(super) fn new(n_latents: usize, entries: usize) -> Result<Self> {
-        Ok(Self { starts: Array::zeroed(n_latents + 1)?, slots: Array::zeroed(entries)? })
+        Ok(Self {
+            starts: Array::zeroed(n_latents + 1)?,
+            tokens: Array::zeroed(entries)?,
+            values: Array::zeroed(entries)?,
+            pulls: Array::zeroed(entries)?,
+        })
     }
 
     /// Sorts the slots of codes by latent, by counting.
-    fn group(&mut self, codes: &Codes) {
-        let indices = &codes.indices[..codes.rows * codes.width];
+    fn group(&mut self, codes: &Codes, pull: f32) {
         self.starts.fill(0);
-        for &latent in indices.iter().filter(|&&latent| latent >= 0) {
-            self.starts[latent as usize] += 1;
+        for slot in codes.used().flat_map(|(_, slots)| slots) {
+            self.starts[codes.indices[slot] as usize] += 1;
         }
-        // Each start becomes its latent's end, and moves down to the start as slots are filled in from behind.
+        // Each start becomes its latent's end, and moves down to the start as the list is filled in from behind.
         let mut end = 0;
         for start in self.starts.iter_mut() {
             end += *start;
             *start = end;
         }
-        for (slot, &latent) in indices.iter().enumerate().rev() {
-            if latent >= 0 {
-                let start = &mut self.starts[latent as usize];
+        for (row, slots) in codes.used().rev() {
+            for slot in slots {
+                let start = &mut self.starts[codes.indices[slot] as usize];
                 *start -= 1;
-                self.slots[*start as usize] = slot as u32;
+                let place = *start as usize;
+                self.tokens[place] = row as u32;
+                (self.values[place], self.pulls[place]) = (-pull * codes.values[slot], codes.pulls[slot]);
             }
         }
     }
 
-    fn of(&self, latent: usize) -> &[u32] {
-        &self.slots[self.starts[latent] as usize..self.starts[latent + 1] as usize]
+    fn of(&self, latent: usize) -> Range<usize> {
+        self.starts[latent] as usize..self.starts[latent + 1] as usize
     }
 }
 
@@ -59,10 +71,10 @@ pub(super) fn add(
     lists: &mut LatentLists,
     gradient: &mut Gradient,
 ) {
-    lists.group(fit.codes());
-    let (lists, kernels) = (&*lists, workers.kernels);
-    let Codes { width, values, pulls, .. } = fit.codes();
-    let (inputs, leftover, d, pull) = (problem.inputs, fit.leftover(), gradient.sums.b_dec.len(), problem.pull as f32);
+    lists.group(fit.codes(), problem.pull as f32);
+    let (lists, kernels, d) = (&*lists, workers.kernels, gradient.sums.b_dec.len());
+    let inputs = Rows::F32 { values: problem.inputs, d };
+    let leftover = Rows::F32 { values: fit.leftover(), d };
     let Gradient { sums, touched } = gradient;
     let parts = (
         blocks(&mut sums.w_enc, LATENTS * d),
@@ -73,19 +85,19 @@ pub(super) fn add(
     for_each(workers.pool, parts, |block, (w_enc, w_dec, b_enc, touched)| {
         let rows = w_enc.chunks_exact_mut(d).zip(w_dec.chunks_exact_mut(d)).zip(b_enc).zip(touched);
         for (i, (((w_enc, w_dec), b_enc), touched)) in rows.enumerate() {
-            let slots = lists.of(block * LATENTS + i);
-            if *touched == 0 && !slots.is_empty() {
+            let list = lists.of(block * LATENTS + i);
+            if list.is_empty() {
+                continue;
+            }
+            if *touched == 0 {
                 *touched = 1;
                 w_enc.fill(0.0);
                 w_dec.fill(0.0);
             }
-            for &slot in slots {
-                let slot = slot as usize;
-                let token = slot / width * d..(slot / width + 1) * d;
-                kernels.axpy(-pull * values[slot], &leftover[token.clone()], w_dec);
-                kernels.axpy(pulls[slot], &inputs[token], w_enc);
-                *b_enc += pulls[slot];
-            }
+            let (tokens, pulls) = (&lists.tokens[list.clone()], &lists.pulls[list.clone()]);
+            kernels.add_rows_at(w_enc, inputs, tokens, pulls);
+            kernels.add_rows_at(w_dec, leftover, tokens, &lists.values[list]);
+            pulls.iter().for_each(|pull| *b_enc += pull);
         }
     });
 }

@@ -1,10 +1,13 @@
 //! From a batch to sparse codes, what they leave unexplained, and how the loss pulls at each code.
 
+use std::ops::Range;
+
 use super::blocks::{Parts, blocks, for_each};
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::encode::{Encoded, Job, Workers, encode};
 use crate::backend::cpu::encoder::Encoder;
 use crate::backend::cpu::prepare::{Prepared, normalize_row, read_row};
+use crate::backend::cpu::rows::Rows;
 use crate::backend::training::{BatchSums, TrainingRows};
 use crate::backend::{Order, Pool};
 use crate::error::Result;
@@ -94,12 +97,22 @@ pub(super) struct Codes {
     /// Slots per row.
     pub width: usize,
     pub rows: usize,
-    /// `[rows, width]`: latents, −1 in unused slots.
-    pub indices: Array<i32>,
+    /// `[rows]`: slots in use.
+    pub counts: Array<u32>,
+    /// `[rows, width]`: latents, ascending.
+    pub indices: Array<u32>,
     /// `[rows, width]`: their activations.
     pub values: Array<f32>,
     /// `[rows, width]`: the loss's gradient by each pre-activation.
     pub pulls: Array<f32>,
+}
+
+impl Codes {
+    /// The slots in use, row by row: where they are in `[rows, width]`.
+    pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (usize, Range<usize>)> {
+        let start = |row: usize| row * self.width;
+        self.counts[..self.rows].iter().enumerate().map(move |(row, &n)| (row, start(row)..start(row) + n as usize))
+    }
 }
 
 /// Rows to encode, and what their codes shall explain. The loss is `pull / 2 · Σ (target − Σ z_i W_dec[i])²`.
@@ -135,6 +148,7 @@ impl Reconstruction {
             codes: Codes {
                 width,
                 rows: 0,
+                counts: Array::zeroed(max_rows)?,
                 indices: Array::zeroed(slots)?,
                 values: Array::zeroed(slots)?,
                 pulls: Array::zeroed(slots)?,
@@ -151,8 +165,10 @@ impl Reconstruction {
         let rows = inputs.len() / d;
         self.codes.rows = rows;
         let pull = pull as f32;
+        let w_dec = Rows::F32 { values: w_dec, d };
         let parts = (
             (
+                blocks(&mut self.codes.counts[..rows], 1),
                 blocks(&mut self.codes.indices[..rows * width], width),
                 blocks(&mut self.codes.values[..rows * width], width),
                 blocks(&mut self.codes.pulls[..rows * width], width),
@@ -167,20 +183,23 @@ impl Reconstruction {
         let explain = |encoded: Encoded<'_>| {
             let row = encoded.row;
             // SAFETY: the encoder gives each row once, and there are as many rows as blocks.
-            let ((indices, values, pulls), leftover, error) = unsafe { parts.part(row) };
-            indices.fill(-1);
-            leftover.copy_from_slice(&targets[row * d..(row + 1) * d]);
+            let ((count, indices, values, pulls), leftover, error) = unsafe { parts.part(row) };
+            let used = encoded.keys.len();
+            let (indices, values, pulls) = (&mut indices[..used], &mut values[..used], &mut pulls[..used]);
+            count[0] = used as u32;
             for (slot, key) in encoded.keys.iter().enumerate() {
-                let latent = ids.map_or(key.index(), |ids| ids[key.index() as usize] as i32);
-                (indices[slot], values[slot]) = (latent, key.value());
-                kernels.axpy(-key.value(), row_of(w_dec, latent, d), leftover);
+                let latent = key.index() as u32;
+                indices[slot] = ids.map_or(latent, |ids| ids[latent as usize]);
+                (values[slot], pulls[slot]) = (key.value(), -key.value());
             }
+            leftover.copy_from_slice(&targets[row * d..(row + 1) * d]);
+            kernels.add_rows_at(leftover, w_dec, indices, pulls);
             error[0] = f64::from(kernels.dot(leftover, leftover));
-            for (pull_at, &latent) in pulls.iter_mut().zip(&*indices).take(encoded.keys.len()) {
-                *pull_at = -pull * kernels.dot(leftover, row_of(w_dec, latent, d));
-            }
+            kernels.dots_at(leftover, w_dec, indices, pulls);
+            pulls.iter_mut().for_each(|dot| *dot *= -pull);
         };
-        let job = Job { encoder, rows, limit: encoder.limit(width), order: Order::Value, prepare: &prepare };
+        // Found in this order, they need no sorting unless there were too many.
+        let job = Job { encoder, rows, limit: encoder.limit(width), order: Order::Index, prepare: &prepare };
         encode(workers, &job, &|encoded, _| explain(encoded));
     }
 
@@ -203,24 +222,19 @@ impl Reconstruction {
 
     /// How many slots are in use.
     pub(super) fn active(&self) -> u64 {
-        self.codes.indices[..self.codes.rows * self.codes.width].iter().filter(|&&i| i >= 0).count() as u64
+        self.codes.counts[..self.codes.rows].iter().map(|&n| u64::from(n)).sum()
     }
 
     /// Counts the rows' tokens for latents that did not fire, and starts anew for those that did.
     pub(super) fn mark_fired(&self, unfired: &mut [u64], threshold: f32) {
-        let Codes { rows, width, indices, values, .. } = &self.codes;
+        let Codes { rows, indices, values, .. } = &self.codes;
         unfired.iter_mut().for_each(|tokens| *tokens = tokens.saturating_add(*rows as u64));
-        for (&latent, &value) in indices[..rows * width].iter().zip(&values[..rows * width]) {
-            if latent >= 0 && value > threshold {
-                unfired[latent as usize] = 0;
+        for slot in self.codes.used().flat_map(|(_, slots)| slots) {
+            if values[slot] > threshold {
+                unfired[indices[slot] as usize] = 0;
             }
         }
     }
-}
-
-/// Row `i` of a matrix.
-pub(super) fn row_of(matrix: &[f32], i: i32, d: usize) -> &[f32] {
-    &matrix[i as usize * d..(i as usize + 1) * d]
 }
 
 /// `Σ (x − mean_rows(x))²` over `[T, d]`, T at least 1.
