@@ -693,6 +693,12 @@ typedef struct sae_run {
 
 /// The host brings working memory with each call; the session keeps none.
 #define SAE_SESSION_HOST_WORKSPACE 1
+/// No copy of W_enc as bytes. By default encoding first bounds every score by products of 8-bit integers, where that is faster
+/// and the architecture allows it, and takes exact scores only of latents that can still matter: results are the same to the
+/// bit. The copy takes `n_latents * d_in` bytes and a little more, which all sessions of a model share.
+#define SAE_SESSION_NO_SCREEN 2
+/// Such a copy even where W_enc is a mapped file's, which by default is not copied into memory, or where it is slower.
+#define SAE_SESSION_SCREEN 4
 
 /// Activations: 0 where a latent is not active.
 #define SAE_DENSE_ACTIVATIONS 0
@@ -735,7 +741,7 @@ sae_status sae_session_create(const sae_model *model,
                               sae_session **out,
                               sae_error **error);
 
-/// Tells what such a session would need.
+/// Tells what such a session would need; a copy of W_enc that sessions of the model share is counted for each.
 sae_status sae_session_memory(const sae_model *model,
                               const sae_session_options *options,
                               sae_memory *out,

@@ -29,7 +29,7 @@
 use std::sync::Arc;
 
 use crate::backend::cpu::{CpuSession, Kernels};
-use crate::backend::{Input, Limits, Operations, Pool, Run, Steering, Wanted};
+use crate::backend::{Input, Limits, Operations, Pool, Run, Screen, Steering, Wanted};
 use crate::error::{Result, fail};
 use crate::features::{FeaturesMut, FeaturesRef, check_tensor};
 use crate::sae::{Sae, Spec};
@@ -53,6 +53,8 @@ pub struct SessionOptions {
     pub host_workspace: bool,
     /// Instruction set; `None`: [`Kernels::best`].
     pub kernels: Option<Kernels>,
+    /// Whether scores are bounded by bytes first.
+    pub screen: Screen,
 }
 
 impl Default for SessionOptions {
@@ -65,6 +67,7 @@ impl Default for SessionOptions {
             pool: Pool::serial(),
             host_workspace: false,
             kernels: None,
+            screen: Screen::Auto,
         }
     }
 }
@@ -76,6 +79,8 @@ pub struct SessionMemory {
     pub workspace: usize,
     /// Kept by the session besides.
     pub kept: usize,
+    /// Shared by all sessions of the model that bound scores by bytes.
+    pub shared: usize,
 }
 
 /// One stream of work over one SAE. A session is used by one thread at a time; sessions are independent of each other.
@@ -104,15 +109,18 @@ impl Session {
     pub fn new(sae: Arc<Sae>, options: SessionOptions) -> Result<Self> {
         let limits = limits(&sae, &options)?;
         let kernels = options.kernels.map_or_else(Kernels::best, Ok)?;
-        let session = CpuSession::new(Arc::clone(&sae), limits, options.pool, kernels, options.host_workspace)?;
+        let session =
+            CpuSession::new(Arc::clone(&sae), limits, options.pool, kernels, options.screen, options.host_workspace)?;
         let needs_activations = vec![false; limits.slots];
         Ok(Self { sae, limits, kernels, needs_activations, operations: Box::new(session) })
     }
 
     /// What [`Self::new`] would reserve.
     pub fn memory(sae: &Sae, options: &SessionOptions) -> Result<SessionMemory> {
-        let (workspace, kept) = CpuSession::memory(sae, limits(sae, options)?, &options.pool);
-        Ok(SessionMemory { workspace, kept })
+        let kernels = options.kernels.map_or_else(Kernels::best, Ok)?;
+        let (workspace, kept, shared) =
+            CpuSession::memory(sae, limits(sae, options)?, &options.pool, kernels, options.screen);
+        Ok(SessionMemory { workspace, kept, shared })
     }
 
     /// The SAE it works with.

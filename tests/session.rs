@@ -12,7 +12,7 @@ use common::oracle;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use sae::backend::cpu::Kernels;
-use sae::backend::{Input, Order, Pool, Run, Wanted};
+use sae::backend::{Input, Order, Pool, Run, Screen, Wanted};
 use sae::features::Features;
 use sae::sae::Sae;
 use sae::session::{Session, SessionOptions, Steer};
@@ -44,10 +44,11 @@ unsafe extern "C" fn backwards(
 fn ways(sae: &Arc<Sae>, case: &Case) -> Vec<(String, Session)> {
     let mut sessions = Vec::new();
     for kernels in Kernels::all_supported() {
-        for threads in [1, 2, 5] {
+        for (threads, screen) in [(1, Screen::Never), (1, Screen::Always), (2, Screen::Never), (5, Screen::Always)] {
             let pool = Pool::new(threads).unwrap();
-            let options = SessionOptions { pool, kernels: Some(kernels), ..options(case) };
-            sessions.push((format!("{} × {threads}", kernels.name), Session::new(Arc::clone(sae), options).unwrap()));
+            let options = SessionOptions { pool, kernels: Some(kernels), screen, ..options(case) };
+            let way = format!("{} × {threads}, screen: {screen:?}", kernels.name);
+            sessions.push((way, Session::new(Arc::clone(sae), options).unwrap()));
         }
     }
     // SAFETY: `backwards` runs each body once and ignores its context.

@@ -43,5 +43,5 @@ mod operations;
 mod pool;
 pub mod training;
 
-pub use operations::{Input, Limits, Operations, Order, Run, Steering, Wanted};
+pub use operations::{Input, Limits, Operations, Order, Run, Screen, Steering, Wanted};
 pub use pool::{ParallelFor, Pool};

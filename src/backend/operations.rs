@@ -56,6 +56,20 @@ pub struct Limits {
     pub edits_per_slot: usize,
 }
 
+/// Whether encoding first bounds every score by products of 8-bit integers, and takes the exact ones only of latents that
+/// can still matter. Results are the same to the bit. It takes a copy of W_enc as bytes, `n_latents · d_in` of them and a
+/// little more, which the sessions of a model share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Screen {
+    /// Where it is faster, unless W_enc is a mapped file's, whose bytes are not to be copied into memory unasked.
+    #[default]
+    Auto,
+    /// No copy.
+    Never,
+    /// Wherever the architecture allows it: not with a GLU encoder, nor for GroupMax.
+    Always,
+}
+
 /// Whom to steer, and where.
 pub struct Steering<'a> {
     /// `[T]` i32: each row's list of edits, −1 to leave it alone; absent: list 0 for all.

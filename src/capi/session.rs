@@ -12,8 +12,8 @@ use super::run::{Call, RUN_FLAGS, sae_run};
 use super::sized::{self, Output, sized};
 use super::status::{c_text, sae_error, sae_status};
 use super::tensor::sae_tensor;
-use crate::backend::Wanted;
 use crate::backend::cpu::Kernels;
+use crate::backend::{Screen, Wanted};
 use crate::error::{Result, fail};
 use crate::session::{Session, SessionOptions};
 use crate::steering::Edit;
@@ -34,6 +34,12 @@ pub(super) struct State {
 
 /// The host brings working memory with each call; the session keeps none.
 pub const SAE_SESSION_HOST_WORKSPACE: u32 = 1;
+/// No copy of W_enc as bytes. By default encoding first bounds every score by products of 8-bit integers, where that is faster
+/// and the architecture allows it, and takes exact scores only of latents that can still matter: results are the same to the
+/// bit. The copy takes `n_latents * d_in` bytes and a little more, which all sessions of a model share.
+pub const SAE_SESSION_NO_SCREEN: u32 = 2;
+/// Such a copy even where W_enc is a mapped file's, which by default is not copied into memory, or where it is slower.
+pub const SAE_SESSION_SCREEN: u32 = 4;
 
 /// What a session is made for. NULL or all zero: the defaults.
 #[repr(C)]
@@ -83,7 +89,7 @@ pub unsafe extern "C" fn sae_session_create(
     })
 }
 
-/// Tells what such a session would need.
+/// Tells what such a session would need; a copy of W_enc that sessions of the model share is counted for each.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_session_memory(
     model: *const sae_model,
@@ -97,7 +103,7 @@ pub unsafe extern "C" fn sae_session_memory(
             unsafe { (get("model", model)?, sae_session_options::read(options)?, Output::new("out", out)?) };
         let memory = Session::memory(&model.sae, &options)?;
         let own = if options.host_workspace { 0 } else { memory.workspace };
-        let resident = (memory.kept + own) as u64;
+        let resident = (memory.kept + memory.shared + own) as u64;
         out.write(&sae_memory {
             struct_size: 0,
             resident,
@@ -303,7 +309,19 @@ impl sae_session_options {
         let defaults = SessionOptions::default();
         // SAFETY: the caller's promise.
         let Some(given) = (unsafe { sized::read("options", pointer)? }) else { return Ok((defaults, 0)) };
-        check_flags("options.flags", given.flags, SAE_SESSION_HOST_WORKSPACE)?;
+        let screens = SAE_SESSION_NO_SCREEN | SAE_SESSION_SCREEN;
+        check_flags("options.flags", given.flags, SAE_SESSION_HOST_WORKSPACE | screens)?;
+        let screen = match given.flags & screens {
+            0 => Screen::Auto,
+            SAE_SESSION_NO_SCREEN => Screen::Never,
+            SAE_SESSION_SCREEN => Screen::Always,
+            _ => {
+                return fail!(
+                    InvalidArgument,
+                    "options.flags: SAE_SESSION_NO_SCREEN and SAE_SESSION_SCREEN contradict"
+                );
+            }
+        };
         check_flags("options.run_flags", given.run_flags, RUN_FLAGS)?;
         let or = |name: &str, value: i64, default: usize| match value {
             0 => Ok(default),
@@ -321,6 +339,7 @@ impl sae_session_options {
             kernels: unsafe { text("options.kernels", given.kernels)? }
                 .map(|name| Kernels::named(name).map_err(|e| e.at("options.kernels")))
                 .transpose()?,
+            screen,
         };
         Ok((options, given.run_flags))
     }

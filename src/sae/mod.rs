@@ -14,6 +14,7 @@
 mod convention;
 mod family;
 mod hook;
+pub(crate) mod int8;
 mod matrix;
 mod remake;
 mod spec;

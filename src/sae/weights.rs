@@ -1,5 +1,8 @@
 //! The weights of an SAE, checked against its spec.
 
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::int8::Int8Rows;
 use super::{Architecture, Matrix, Spec};
 use crate::error::{Result, fail};
 use crate::tensor::DType;
@@ -82,6 +85,8 @@ pub struct Sae {
     decoder_norms: Vec<f32>,
     /// `exp(r_mag[i])` of a gated SAE, else empty.
     magnitude_gains: Vec<f32>,
+    /// W_enc as bytes, while anybody uses it.
+    int8: Mutex<Weak<Int8Rows>>,
 }
 
 impl Sae {
@@ -125,7 +130,7 @@ impl Sae {
         if let Some(i) = magnitude_gains.iter().position(|gain| !gain.is_finite()) {
             return fail!(NotFinite, "r_mag[{i}] is {}, whose exponential is not a finite number", r_mag[i]);
         }
-        Ok(Self { spec, weights, decoder_norms, magnitude_gains })
+        Ok(Self { spec, weights, decoder_norms, magnitude_gains, int8: Mutex::default() })
     }
 
     /// What it is.
@@ -146,6 +151,17 @@ impl Sae {
     /// `exp(r_mag[i])` for each latent of a gated SAE, else empty.
     pub fn magnitude_gains(&self) -> &[f32] {
         &self.magnitude_gains
+    }
+
+    /// W_enc as bytes; made for the first who asks, and shared by all who do while one of them keeps it.
+    pub(crate) fn int8_encoder(&self) -> Result<Arc<Int8Rows>> {
+        let mut shared = self.int8.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(int8) = shared.upgrade() {
+            return Ok(int8);
+        }
+        let int8 = Arc::new(Int8Rows::of(&self.weights.w_enc)?);
+        *shared = Arc::downgrade(&int8);
+        Ok(int8)
     }
 
     /// Spec and weights, to make another SAE of.

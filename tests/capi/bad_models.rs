@@ -296,9 +296,10 @@ fn loading() {
 fn sessions_and_pools() {
     let model = plan().model();
     type Spoil = fn(&mut sae_session_options);
-    let table: [(&str, Spoil); 10] = [
+    let table: [(&str, Spoil); 11] = [
         ("options.struct_size: 55", |o| o.struct_size = 55),
-        ("options.flags: bits 0x2", |o| o.flags = 2),
+        ("options.flags: bits 0x8", |o| o.flags = 8),
+        ("SAE_SESSION_NO_SCREEN and SAE_SESSION_SCREEN contradict", |o| o.flags = 6),
         ("options.run_flags: bits 0x8", |o| o.run_flags = 8),
         ("options.max_tokens: -1", |o| o.max_tokens = -1),
         ("max_tokens: 9223372036854775807 is more than", |o| o.max_tokens = i64::MAX),

@@ -10,10 +10,13 @@ use super::prepare::{Prepared, normalize_row, read_row};
 use super::scratch::{Plan, RowScratch, Scratch, Slots};
 use crate::backend::{Input, Order, Pool};
 use crate::sae::Sae;
+use crate::sae::int8::Int8Rows;
 
 /// What does not change during a call.
 pub(crate) struct Core {
     pub sae: Arc<Sae>,
+    /// Its W_enc as bytes, where scores are to be bounded first.
+    pub int8: Option<Arc<Int8Rows>>,
     pub pool: Pool,
     pub kernels: Kernels,
     pub plan: Plan,
@@ -38,7 +41,7 @@ impl Core {
         (limit, order): (usize, Order),
         sink: &(dyn Fn(Encoded<'_>, &mut RowScratch<'_>) + Sync),
     ) {
-        let encoder = Encoder::of(&self.sae);
+        let encoder = Encoder::of(&self.sae).screened(self.int8.as_deref());
         let row = |i: usize| listed.map_or(i, |rows| rows[i] as usize);
         let job = Job {
             encoder,

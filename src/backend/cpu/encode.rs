@@ -5,10 +5,13 @@ use std::ops::Range;
 
 use super::Kernels;
 use super::encoder::Encoder;
+use super::kernels::int8::Token;
 use super::prepare::Prepared;
-use super::scratch::{BLOCK, Plan, RowScratch, Scratch, Slots, TILE_ROWS};
+use super::scratch::{BLOCK, DENSE_ROWS, RowScratch, Scratch, Slots, TILE_ROWS};
+use super::screen::screen_tile;
 use super::select::{Kept, Key, Largest, capacity, sort};
 use crate::backend::{Order, Pool, Wanted};
+use crate::sae::int8::PANEL;
 
 /// A token, encoded.
 pub(crate) struct Encoded<'a> {
@@ -57,16 +60,18 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Keys gathered per token: all that win where they win by something else than their values.
-    fn gathered(&self) -> usize {
-        if self.encoder.rank_scale.is_some() { self.encoder.limit(usize::MAX) } else { self.limit }
+    /// Keys gathered per token: all that win where they win by something else than their values, and where latents that
+    /// cannot win are not even counted.
+    pub(crate) fn gathered(&self) -> usize {
+        let competing = self.encoder.int8.is_some() && self.encoder.selection.k().is_some();
+        if competing || self.encoder.rank_scale.is_some() { self.encoder.limit(usize::MAX) } else { self.limit }
     }
 }
 
 /// Encodes all tokens and gives each to `sink` once, on whatever thread.
 pub(crate) fn encode(workers: &Workers<'_>, job: &Job<'_>, sink: &(dyn Fn(Encoded<'_>, &mut RowScratch<'_>) + Sync)) {
     let threads = workers.pool.threads().min(workers.slots.len());
-    let tiles = job.rows.div_ceil(Plan::tile_rows(job.gathered()));
+    let tiles = job.rows.div_ceil(workers.slots.plan().tile_rows(job.gathered()));
     if tiles == 1 && threads > 1 {
         return encode_split(workers, job, threads, sink);
     }
@@ -92,15 +97,16 @@ fn encode_split(
     splits: usize,
     sink: &(dyn Fn(Encoded<'_>, &mut RowScratch<'_>) + Sync),
 ) {
-    let group = job.encoder.selection.group();
-    let groups = job.encoder.n() / group;
+    let group = if job.encoder.int8.is_some() { PANEL } else { job.encoder.selection.group() };
+    let groups = job.encoder.n().div_ceil(group);
     let capacity = capacity(job.gathered());
     workers.pool.run(splits, &|split| {
         // SAFETY: each split's number is given once.
         let mut scratch = unsafe { workers.slots.get(split) };
         let mut state = TileState::default();
         prepare_tile(job, 0..job.rows, &mut state, &mut scratch);
-        let latents = groups * split / splits * group..groups * (split + 1) / splits * group;
+        let end = groups * (split + 1) / splits * group;
+        let latents = groups * split / splits * group..end.min(job.encoder.n());
         score_tile(workers.kernels, job, job.rows, latents, &mut state, &mut scratch);
         // The findings stay in the slot: up to `limit` keys per row, and their number in the place of the last key.
         for row in 0..job.rows {
@@ -133,13 +139,17 @@ fn encode_split(
 }
 
 /// How far the tokens of a tile have come.
-struct TileState {
-    prepared: [Prepared; TILE_ROWS],
-    kept: [Kept; TILE_ROWS],
+pub(crate) struct TileState {
+    pub prepared: [Prepared; TILE_ROWS],
+    pub kept: [Kept; TILE_ROWS],
     /// How many latents, or groups of them, can be active.
-    candidates: [usize; TILE_ROWS],
+    pub candidates: [usize; TILE_ROWS],
     /// Of a group that is not yet complete, the strongest so far.
     best: [Option<Key>; TILE_ROWS],
+    /// What bounds need to know.
+    pub tokens: [Token; TILE_ROWS],
+    /// How many latents wait to be scored exactly.
+    pub waiting: [usize; TILE_ROWS],
 }
 
 impl Default for TileState {
@@ -149,6 +159,8 @@ impl Default for TileState {
             kept: [Kept::default(); TILE_ROWS],
             candidates: [0; TILE_ROWS],
             best: [None; TILE_ROWS],
+            tokens: [Token::default(); TILE_ROWS],
+            waiting: [0; TILE_ROWS],
         }
     }
 }
@@ -168,6 +180,23 @@ fn score_tile(
     kernels: Kernels,
     job: &Job<'_>,
     rows: usize,
+    mut latents: Range<usize>,
+    state: &mut TileState,
+    scratch: &mut Scratch<'_>,
+) {
+    if let Some(int8) = job.encoder.int8 {
+        latents.start += screen_tile(kernels, job, int8, rows, latents.clone(), state, scratch);
+    }
+    for first in (0..rows).step_by(DENSE_ROWS) {
+        let rows = first..rows.min(first + DENSE_ROWS);
+        score_rows(kernels, job, rows, latents.clone(), state, scratch);
+    }
+}
+
+fn score_rows(
+    kernels: Kernels,
+    job: &Job<'_>,
+    rows: Range<usize>,
     latents: Range<usize>,
     state: &mut TileState,
     scratch: &mut Scratch<'_>,
@@ -176,8 +205,8 @@ fn score_tile(
     let (group, capacity) = (encoder.selection.group(), capacity(job.gathered()));
     for first in latents.clone().step_by(BLOCK) {
         let count = BLOCK.min(latents.end - first);
-        encoder.score(kernels, first..first + count, rows, Wanted::Activations, scratch);
-        for (row, scores) in scratch.scores[..rows * count].chunks_exact(count).enumerate() {
+        encoder.score(kernels, first..first + count, rows.clone(), Wanted::Activations, scratch);
+        for (row, scores) in rows.clone().zip(scratch.scores[..rows.len() * count].chunks_exact(count)) {
             let keys = &mut scratch.keys[row * capacity..(row + 1) * capacity];
             let mut largest = Largest::new(keys, &mut state.kept[row], job.gathered());
             let index = encoder.first_latent + first;
@@ -242,9 +271,11 @@ fn finish_tile(
     for (i, row) in rows.enumerate() {
         let keys = &mut scratch.keys[i * capacity..(i + 1) * capacity];
         let mut keys = Largest::new(keys, &mut state.kept[i], job.gathered()).finish();
-        if job.encoder.rank_scale.is_some() {
-            let x = &scratch.x[i * d..(i + 1) * d];
-            keys.iter_mut().for_each(|key| *key = job.encoder.unranked(kernels, *key, x));
+        if job.gathered() > job.limit || job.encoder.rank_scale.is_some() {
+            if job.encoder.rank_scale.is_some() {
+                let x = &scratch.x[i * d..(i + 1) * d];
+                keys.iter_mut().for_each(|key| *key = job.encoder.unranked(kernels, *key, x));
+            }
             sort(keys, Order::Value);
             let limit = keys.len().min(job.limit);
             keys = &mut keys[..limit];

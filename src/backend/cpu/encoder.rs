@@ -9,6 +9,7 @@ use super::scratch::Scratch;
 use super::select::{Key, Selection};
 use crate::backend::Wanted;
 use crate::sae::Sae;
+use crate::sae::int8::Int8Rows;
 
 /// The encoding half of an SAE.
 #[derive(Clone, Copy)]
@@ -33,6 +34,19 @@ pub(crate) struct Encoder<'a> {
     pub selection: Selection,
     /// Index of the first latent.
     pub first_latent: usize,
+    /// W_enc as bytes, where scores are to be bounded first.
+    pub int8: Option<&'a Int8Rows>,
+}
+
+/// A latent's score as a function of its dot product, `factor · dot + bias`.
+pub(crate) struct Affine {
+    /// At least 0.
+    pub factor: f32,
+    pub bias: f32,
+    /// What scores must exceed.
+    pub threshold: f32,
+    /// Sum of the magnitudes of the terms without the dot product.
+    pub magnitude: f32,
 }
 
 impl<'a> Encoder<'a> {
@@ -51,7 +65,23 @@ impl<'a> Encoder<'a> {
             rank_scale: select_by.filter(|_| selection.k().is_some()),
             selection,
             first_latent: spec.first_latent,
+            int8: None,
         }
+    }
+
+    /// The same with scores bounded by bytes first, where there are such.
+    pub(crate) fn screened(self, int8: Option<&'a Int8Rows>) -> Self {
+        Self { int8, ..self }
+    }
+
+    /// Whether products of bytes can bound the scores.
+    pub(crate) fn can_be_screened(&self) -> bool {
+        self.glu.is_none() && self.selection.group() == 1 && Int8Rows::fits(self.d())
+    }
+
+    /// Whether so few latents win, of so many, that finding them by bounds is less work than scoring all.
+    pub(crate) fn pays_to_screen(&self) -> bool {
+        self.n() >= 1024 && self.selection.k().is_none_or(|k| 16 * k <= self.n())
     }
 
     /// A plain TopK encoder.
@@ -67,6 +97,7 @@ impl<'a> Encoder<'a> {
             rank_scale: None,
             selection: Selection::TopK(k),
             first_latent: 0,
+            int8: None,
         }
     }
 
@@ -88,18 +119,19 @@ impl<'a> Encoder<'a> {
         width.min(self.n()).min(self.selection.k().unwrap_or(usize::MAX))
     }
 
-    /// Scores of some latents for the first `rows` tokens of a tile, left in the scratch `[rows, latents]`: their
-    /// pre-activations, or those alone of candidates, with 0 for the other latents.
+    /// Scores of some latents for some tokens of a tile, left in the scratch `[rows, latents]`: their pre-activations, or
+    /// those alone of candidates, with 0 for the other latents.
     pub(crate) fn score(
         &self,
         kernels: Kernels,
         latents: Range<usize>,
-        rows: usize,
+        rows: Range<usize>,
         wanted: Wanted,
         scratch: &mut Scratch<'_>,
     ) {
         let (d, first, count) = (self.d(), latents.start, latents.len());
-        let x = &scratch.x[..rows * d];
+        let x = &scratch.x[rows.start * d..rows.end * d];
+        let rows = rows.len();
         let scores = &mut scratch.scores[..rows * count];
         let second = &mut scratch.second[..rows * count];
         kernels.scores(x, self.w_enc.get(first, count, scratch.weights), d, scores);
@@ -120,6 +152,37 @@ impl<'a> Encoder<'a> {
         }
         self.finish(i, wanted, &mut score, &second);
         score[0]
+    }
+
+    /// The score of a latent from its dot product, 0 unless it is a candidate; without a second encoder.
+    pub(crate) fn candidate(&self, i: usize, dot: f32) -> f32 {
+        let mut score = [dot];
+        self.activate(i, &mut score, &[]);
+        score[0]
+    }
+
+    /// How a latent's score follows from its dot product, up to rounding; without a second encoder.
+    pub(crate) fn affine(&self, i: usize) -> Affine {
+        let at = |v: Option<&[f32]>| v.map_or(1.0, |v| v[i]);
+        let after = at(self.scale) * at(self.rank_scale) * at(self.threshold_scale);
+        let bias = self.b_enc[i] * after;
+        let threshold = self.threshold.map_or(0.0, |threshold| threshold[i]);
+        let plain =
+            Affine { factor: after, bias, threshold: threshold.max(0.0), magnitude: bias.abs() + threshold.abs() };
+        let Some((gain, b_gate)) = self.gate else { return plain };
+        // The gate is open from where `dot = −b_gate`.
+        let closed = gain[i] * b_gate[i] * after;
+        Affine {
+            factor: after * gain[i],
+            threshold: plain.threshold.max(bias - closed),
+            magnitude: plain.magnitude + bias.abs() + closed.abs(),
+            ..plain
+        }
+    }
+
+    /// Whether negative scores are candidates too.
+    pub(crate) fn is_signed(&self) -> bool {
+        matches!(self.selection, Selection::AbsTopK(_))
     }
 
     /// The key of a latent that has won by its product with [`Self::rank_scale`], with its pre-activation instead.

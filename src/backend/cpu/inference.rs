@@ -9,15 +9,16 @@ use super::decode::Decoder;
 use super::encoder::Encoder;
 use super::merge::merge_row;
 use super::prepare::{Prepared, read_row};
-use super::scratch::{BLOCK, Plan, RowScratch, Scratch, TILE_ROWS};
+use super::scratch::{BLOCK, DENSE_ROWS, Plan, RowScratch, Scratch, ScreenPlan};
 use super::select::{capacity, sort};
 use super::steer::{EditTable, Steer};
 use super::write::{FeatureSink, write_nan};
 use crate::backend::operations::Workspace;
-use crate::backend::{Input, Limits, Operations, Order, Pool, Run, Steering, Wanted};
+use crate::backend::{Input, Limits, Operations, Order, Pool, Run, Screen, Steering, Wanted};
 use crate::error::Result;
 use crate::features::{FeaturesMut, FeaturesRef};
-use crate::sae::Sae;
+use crate::sae::int8::Int8Rows;
+use crate::sae::{Sae, Spec};
 use crate::steering::Edit;
 use crate::tensor::{Tensor, TensorMut};
 
@@ -30,10 +31,19 @@ pub struct CpuSession {
 
 impl CpuSession {
     /// Reserves everything the calls will need. With `host_workspace` each call brings the working memory itself.
-    pub fn new(sae: Arc<Sae>, limits: Limits, pool: Pool, kernels: Kernels, host_workspace: bool) -> Result<Self> {
-        let plan = Self::plan(&sae, limits);
+    pub fn new(
+        sae: Arc<Sae>,
+        limits: Limits,
+        pool: Pool,
+        kernels: Kernels,
+        screen: Screen,
+        host_workspace: bool,
+    ) -> Result<Self> {
+        let screened = screens(&sae, kernels, screen);
+        let plan = Self::plan(&sae, limits, screened);
         let size = Self::workspace_bytes(&plan, limits, &pool);
-        let core = Core { sae, pool, kernels, plan, max_tokens: limits.max_tokens, ignored: AtomicU64::new(0) };
+        let int8 = screened.then(|| sae.int8_encoder()).transpose()?;
+        let core = Core { sae, int8, pool, kernels, plan, max_tokens: limits.max_tokens, ignored: AtomicU64::new(0) };
         Ok(Self {
             core,
             edits: EditTable::new(limits.slots, limits.edits_per_slot)?,
@@ -41,24 +51,42 @@ impl CpuSession {
         })
     }
 
-    /// Bytes of working memory, and of everything a session keeps, before it is made.
-    pub fn memory(sae: &Sae, limits: Limits, pool: &Pool) -> (usize, usize) {
-        let workspace = Self::workspace_bytes(&Self::plan(sae, limits), limits, pool);
-        (workspace, limits.slots * (limits.edits_per_slot * size_of::<Edit>() + size_of::<usize>()))
+    /// Bytes of working memory, of everything else a session keeps, and of what it shares with others of the SAE, before
+    /// it is made.
+    pub fn memory(sae: &Sae, limits: Limits, pool: &Pool, kernels: Kernels, screen: Screen) -> (usize, usize, usize) {
+        let screened = screens(sae, kernels, screen);
+        let workspace = Self::workspace_bytes(&Self::plan(sae, limits, screened), limits, pool);
+        let kept = limits.slots * (limits.edits_per_slot * size_of::<Edit>() + size_of::<usize>());
+        let Spec { n_latents, d_in, .. } = *sae.spec();
+        (workspace, kept, if screened { Int8Rows::byte_size(n_latents, d_in) } else { 0 })
     }
 
-    fn plan(sae: &Sae, limits: Limits) -> Plan {
+    fn plan(sae: &Sae, limits: Limits, screened: bool) -> Plan {
         let spec = sae.spec();
+        let screen = ScreenPlan::new(spec.d_in, spec.architecture.k());
         Plan {
             d: spec.d_in.max(spec.d_out),
             limit: limits.max_width.min(spec.whole_latents()).max(spec.max_active()),
             width: limits.max_width,
+            tokens: limits.max_tokens,
+            screen: screened.then_some(screen),
         }
     }
 
     fn workspace_bytes(plan: &Plan, limits: Limits, pool: &Pool) -> usize {
         (4 * limits.max_tokens).next_multiple_of(64) + pool.threads() * plan.bytes()
     }
+}
+
+/// Whether scores are bounded by bytes first.
+fn screens(sae: &Sae, kernels: Kernels, screen: Screen) -> bool {
+    let encoder = Encoder::of(sae);
+    let wanted = match screen {
+        Screen::Never => false,
+        Screen::Always => true,
+        Screen::Auto => kernels.fast_products && !sae.weights().w_enc.is_mapped() && encoder.pays_to_screen(),
+    };
+    wanted && encoder.can_be_screened()
 }
 
 impl Operations for CpuSession {
@@ -130,12 +158,12 @@ impl Operations for CpuSession {
             });
             return Ok(());
         }
-        core.pool.run_ranges(rows.div_ceil(TILE_ROWS), &|slot, tiles| {
+        core.pool.run_ranges(rows.div_ceil(DENSE_ROWS), &|slot, tiles| {
             // SAFETY: range numbers are given once each.
             let mut scratch = unsafe { slots.get(slot) };
             for tile in tiles {
-                let first = tile * TILE_ROWS;
-                core.dense_tile(&encoder, &input, what, first..rows.min(first + TILE_ROWS), &mut scratch, &z);
+                let first = tile * DENSE_ROWS;
+                core.dense_tile(&encoder, &input, what, first..rows.min(first + DENSE_ROWS), &mut scratch, &z);
             }
         });
         Ok(())
@@ -299,7 +327,7 @@ impl Core {
         z: &TensorMut<'_>,
     ) {
         let d = self.sae.spec().d_in;
-        let mut finite = [false; TILE_ROWS];
+        let mut finite = [false; DENSE_ROWS];
         for (i, row) in rows.clone().enumerate() {
             let x = &mut scratch.x[i * d..(i + 1) * d];
             finite[i] = self.prepare(input, row, x, &mut scratch.row.raw[..d]) != Prepared::NotFinite;
@@ -309,7 +337,7 @@ impl Core {
         }
         for first in (0..encoder.n()).step_by(BLOCK) {
             let count = BLOCK.min(encoder.n() - first);
-            encoder.score(self.kernels, first..first + count, rows.len(), what, scratch);
+            encoder.score(self.kernels, first..first + count, 0..rows.len(), what, scratch);
             let scores = &mut scratch.scores[..rows.len() * count];
             for (i, scores) in scores.chunks_exact_mut(count).enumerate() {
                 if !finite[i] {

@@ -10,6 +10,7 @@ mod merge;
 mod prepare;
 mod rows;
 mod scratch;
+mod screen;
 mod select;
 mod steer;
 pub mod training;

@@ -140,8 +140,8 @@ impl<'a> Largest<'a> {
     }
 
     /// Drops all but the largest and raises the floor.
-    fn sweep(&mut self) {
-        if self.state.len > self.limit {
+    pub(crate) fn sweep(&mut self) {
+        if self.state.len >= self.limit && self.limit > 0 {
             let kept = &mut self.keys[..self.state.len];
             let (_, last, _) = kept.select_nth_unstable_by(self.limit - 1, |a, b| b.cmp(a));
             self.state.floor = last.value().abs();
@@ -151,9 +151,7 @@ impl<'a> Largest<'a> {
 
     /// The largest, unsorted.
     pub(crate) fn finish(mut self) -> &'a mut [Key] {
-        if self.limit > 0 {
-            self.sweep();
-        }
+        self.sweep();
         &mut self.keys[..self.state.len]
     }
 }

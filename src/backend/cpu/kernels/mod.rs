@@ -4,6 +4,7 @@
 //! change how many lanes go at once. The scalar one is the oracle.
 
 mod gather;
+pub(crate) mod int8;
 mod lanes;
 mod loops;
 #[cfg(target_arch = "aarch64")]
@@ -23,14 +24,17 @@ use super::rows::{Rows, Values};
 /// The loops of one instruction set; cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Kernels {
-    /// `scalar`, `avx2`, `avx512`, `neon`.
+    /// `scalar`, `avx2`, `avx512`, `vnni`, `neon`.
     pub name: &'static str,
     set: loops::Set,
+    /// Whether products of bytes are so much faster than those of f32 that bounding scores by them pays.
+    pub(crate) fast_products: bool,
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     axpy: unsafe fn(f32, &[f32], &mut [f32]),
     dots_at: unsafe fn(&[f32], Values<'_>, &[u32], &mut [f32]),
     add_rows_at: unsafe fn(&mut [f32], Values<'_>, &[u32], &[f32]),
+    product: int8::ProductFn,
 }
 
 impl Kernels {

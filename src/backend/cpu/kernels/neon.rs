@@ -9,17 +9,20 @@ use half::bf16;
 
 use super::Kernels;
 use super::gather;
+use super::int8;
 use super::lanes::{self, Lanes};
 use super::loops::Set;
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "neon",
     set: Set::Baseline,
+    fast_products: false,
     dot: lanes::dot::<Neon>,
     scores: lanes::scores::<Neon, 2, 2>,
     axpy: lanes::axpy::<Neon>,
     dots_at: gather::dots_at::<Neon>,
     add_rows_at: gather::add_rows_at::<Neon>,
+    product: int8::scalar_product,
 };
 
 /// Lanes 0 to 3, 4 to 7, 8 to 11, 12 to 15.

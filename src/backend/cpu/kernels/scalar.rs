@@ -2,17 +2,20 @@
 
 use super::Kernels;
 use super::gather;
+use super::int8;
 use super::lanes::{self, LANES, Lanes};
 use super::loops::Set;
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "scalar",
     set: Set::Baseline,
+    fast_products: false,
     dot: lanes::dot::<Plain>,
     scores: lanes::scores::<Plain, 1, 1>,
     axpy: lanes::axpy::<Plain>,
     dots_at: gather::dots_at::<Plain>,
     add_rows_at: gather::add_rows_at::<Plain>,
+    product: int8::scalar_product,
 };
 
 #[derive(Clone, Copy)]

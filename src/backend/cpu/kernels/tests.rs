@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::Kernels;
+use super::int8::Product;
 use crate::backend::cpu::rows::Rows;
 use crate::sae::Matrix;
 use crate::tensor::DType;
@@ -106,6 +107,29 @@ proptest! {
                         prop_assert!(same(sum[j], expected), "{} {dtype} at {j}", kernels.name);
                     }
                 }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn products_of_bytes_are_the_definition(
+        rows in 1usize..30, panels in 1usize..3, steps in 1usize..4, seed in prop::collection::vec(any::<u8>(), 113),
+    ) {
+        let padded = 64 * steps;
+        // −128 occurs in x, and never in w.
+        let x: Vec<u8> = (0..rows * padded).map(|i| seed[i * 31 % 113]).collect();
+        let w: Vec<i8> = (0..panels * 16 * padded).map(|i| (seed[(i * 17 + 5) % 113] as i8).max(-127)).collect();
+        let at = |latent: usize, j: usize| i32::from(w[(latent / 16 * padded / 4 + j / 4) * 64 + latent % 16 * 4 + j % 4]);
+        let sums: Vec<i32> = (0..panels * 16).map(|latent| (0..padded).map(|j| at(latent, j)).sum()).collect();
+        for kernels in Kernels::all_supported() {
+            let mut out = vec![7; rows * panels * 16];
+            kernels.product(&Product { x: &x, w: &w, sums: &sums, padded }, &mut out);
+            for (i, &found) in out.iter().enumerate() {
+                let (row, latent) = (i / (panels * 16), i % (panels * 16));
+                let expected: i32 = (0..padded).map(|j| (i32::from(x[row * padded + j]) - 128) * at(latent, j)).sum();
+                prop_assert_eq!(found, expected, "{}: row {}, latent {}", kernels.name, row, latent);
             }
         }
     }

@@ -13,6 +13,7 @@ use half::{bf16, f16};
 
 use super::Kernels;
 use super::gather;
+use super::int8;
 use super::lanes::{self, Lanes};
 use super::loops::Set;
 use crate::backend::cpu::rows::Values;
@@ -21,12 +22,13 @@ use crate::backend::cpu::rows::Values;
 pub(super) fn supported() -> impl Iterator<Item = Kernels> {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
-    [avx2.then_some(AVX2), avx512.then_some(AVX512)].into_iter().flatten()
+    let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+    [avx2.then_some(AVX2), avx512.then_some(AVX512), vnni.then_some(VNNI)].into_iter().flatten()
 }
 
 /// Compiles the algorithms for an instruction set and lists them.
 macro_rules! kernels {
-    ($name:ident, $label:literal, $features:literal, $lanes:ident, $rows:literal, $cols:literal) => {
+    ($name:ident, $label:literal, $features:literal, $lanes:ident, $rows:literal, $cols:literal, $product:path) => {
         const $name: Kernels = {
             #[target_feature(enable = $features)]
             unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -53,13 +55,24 @@ macro_rules! kernels {
                 // SAFETY: compiled for the set; the caller's promise for the rest.
                 unsafe { gather::add_rows_at::<$lanes>(sum, w, ids, z) };
             }
-            Kernels { name: $label, set: Set::$lanes, dot, scores, axpy, dots_at, add_rows_at }
+            Kernels {
+                name: $label,
+                set: Set::$lanes,
+                fast_products: true,
+                dot,
+                scores,
+                axpy,
+                dots_at,
+                add_rows_at,
+                product: $product,
+            }
         };
     };
 }
 
-kernels!(AVX2, "avx2", "avx2,fma,f16c", Avx2, 2, 3);
-kernels!(AVX512, "avx512", "avx512f,avx512dq,avx2,fma,f16c", Avx512, 4, 6);
+kernels!(AVX2, "avx2", "avx2,fma,f16c", Avx2, 2, 3, int8::x86::avx2);
+kernels!(AVX512, "avx512", "avx512f,avx512dq,avx2,fma,f16c", Avx512, 4, 6, int8::x86::avx2);
+kernels!(VNNI, "vnni", "avx512f,avx512dq,avx512vnni,avx2,fma,f16c", Avx512, 4, 6, int8::x86::vnni);
 
 #[derive(Clone, Copy)]
 struct Avx2(__m256, __m256);

@@ -55,7 +55,7 @@ impl CpuTraining {
         }
         let mut spec = Spec::new(Architecture::TopK { k }, d, n_latents);
         spec.normalization = shape.normalization;
-        let plan = Plan { d, limit: k.max(k_aux), width: 0 };
+        let plan = Plan { d, limit: k.max(k_aux), width: 0, tokens: max_tokens, screen: None };
         Ok(Self {
             kernels,
             state: State::zeroed(&shape)?,

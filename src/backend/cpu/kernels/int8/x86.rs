@@ -1,0 +1,121 @@
+//! Products of bytes by AVX2, and by AVX-512 with VNNI.
+
+use std::arch::x86_64::{
+    __m256i, __m512i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_si256,
+    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi32,
+    _mm512_storeu_si512, _mm512_sub_epi32,
+};
+
+use super::Product;
+use crate::sae::int8::PANEL;
+
+/// All rows, as many at a time as a tile may have, and what is left over in ever smaller tiles.
+macro_rules! by_rows {
+    ($product:ident, $out:ident, $tile:ident, [$($count:literal),*]) => {
+        let (rows, out) = ($product.rows(), $out.as_mut_ptr());
+        let mut first = 0;
+        $(while rows - first >= $count {
+            match $product.sums.len() / PANEL {
+                1 => $tile::<$count, 1>($product, first, out),
+                _ => $tile::<$count, 2>($product, first, out),
+            }
+            first += $count;
+        })*
+    };
+}
+
+/// # Safety
+/// The machine must have AVX-512 F and VNNI; the shapes must fit.
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub(in super::super) unsafe fn vnni(product: &Product<'_>, out: &mut [i32]) {
+    // SAFETY: rows from `first` on are within x and out, panels within w and sums.
+    unsafe {
+        by_rows!(product, out, vnni_tile, [12, 6, 3, 2, 1]);
+    }
+}
+
+/// `R` tokens with `C` panels, every sum in a register.
+///
+/// # Safety
+/// As [`vnni`]; the rows must be there.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn vnni_tile<const R: usize, const C: usize>(product: &Product<'_>, first: usize, out: *mut i32) {
+    let Product { x, w, sums, padded } = *product;
+    // SAFETY: the caller's rows and panels, `padded` bytes a row and 16 rows a panel.
+    unsafe {
+        let (x, w) = (x.as_ptr().add(first * padded), w.as_ptr());
+        // Bytes of x are 128 too large.
+        let excess: [__m512i; C] = std::array::from_fn(|c| {
+            _mm512_sub_epi32(
+                _mm512_setzero_si512(),
+                _mm512_slli_epi32::<7>(_mm512_loadu_si512(sums.as_ptr().add(16 * c).cast())),
+            )
+        });
+        let mut totals = [excess; R];
+        for j in (0..padded).step_by(4) {
+            let mut columns = [_mm512_setzero_si512(); C];
+            for (c, column) in columns.iter_mut().enumerate() {
+                *column = _mm512_loadu_si512(w.add(c * 16 * padded + 16 * j).cast());
+            }
+            for (r, totals) in totals.iter_mut().enumerate() {
+                let four = _mm512_set1_epi32(x.add(r * padded + j).cast::<i32>().read_unaligned());
+                for c in 0..C {
+                    totals[c] = _mm512_dpbusd_epi32(totals[c], four, columns[c]);
+                }
+            }
+        }
+        for (r, totals) in totals.iter().enumerate() {
+            for (c, &total) in totals.iter().enumerate() {
+                _mm512_storeu_si512(out.add((first + r) * 16 * C + 16 * c).cast(), total);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The machine must have AVX2; the shapes must fit.
+#[target_feature(enable = "avx2")]
+pub(in super::super) unsafe fn avx2(product: &Product<'_>, out: &mut [i32]) {
+    // SAFETY: rows from `first` on are within x and out, panels within w and sums.
+    unsafe {
+        by_rows!(product, out, avx2_tile, [2, 1]);
+    }
+}
+
+/// `R` tokens with `C` panels, a panel in two registers.
+///
+/// # Safety
+/// As [`avx2`]; the rows must be there.
+#[target_feature(enable = "avx2")]
+unsafe fn avx2_tile<const R: usize, const C: usize>(product: &Product<'_>, first: usize, out: *mut i32) {
+    let Product { x, w, padded, .. } = *product;
+    // SAFETY: the caller's rows and panels, `padded` bytes a row and 16 rows a panel.
+    unsafe {
+        let (x, w) = (x.as_ptr().add(first * padded), w.as_ptr());
+        let ones = _mm256_set1_epi16(1);
+        let mut totals = [[[_mm256_setzero_si256(); 2]; C]; R];
+        for j in (0..padded).step_by(4) {
+            for (r, totals) in totals.iter_mut().enumerate() {
+                // Pairs of products of numbers up to 127 fit 16 bits, if the sign moves to the other factor.
+                let four = x.add(r * padded + j).cast::<i32>().read_unaligned() ^ 0x8080_8080_u32 as i32;
+                let four = _mm256_set1_epi32(four);
+                let size = _mm256_abs_epi8(four);
+                for (c, totals) in totals.iter_mut().enumerate() {
+                    for (half, total) in totals.iter_mut().enumerate() {
+                        let column: __m256i = _mm256_loadu_si256(w.add(c * 16 * padded + 16 * j + 32 * half).cast());
+                        let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(column, four));
+                        *total = _mm256_add_epi32(*total, _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+            }
+        }
+        for (r, totals) in totals.iter().enumerate() {
+            for (c, &[low, high]) in totals.iter().enumerate() {
+                let out = out.add((first + r) * 16 * C + 16 * c);
+                _mm256_storeu_si256(out.cast(), low);
+                _mm256_storeu_si256(out.add(8).cast(), high);
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The encoder at the price of bytes: products of 8-bit integers bound every score from both sides, and only latents that
+//! can still be among the wanted get their exact one. What comes out is what exact scores alone would give.
+//!
+//! With `ŵ` and `x̂` what rounding left, `|w · x − ŵ · x̂| ≤ ‖w − ŵ‖ ‖x‖ + ‖ŵ‖ ‖x − x̂‖` (Cauchy and Schwarz). The canonical dot
+//! product's own rounding is within `γ ‖w‖ ‖x‖`, γ = (d / 16 + 6) · 2⁻²⁴, and that of the few operations around it within
+//! 2⁻¹⁹ of the terms' magnitudes, both generous. Sums of products of bytes are exact.
+
+use std::ops::Range;
+
+use super::Kernels;
+use super::encode::{Job, TileState};
+use super::encoder::Encoder;
+use super::kernels::int8::{Product, Sieve, Token, WIDTH};
+use super::prepare::Prepared;
+use super::scratch::{Scratch, ScreenScratch};
+use super::select::{Key, Largest, capacity};
+use crate::sae::int8::{Int8Rows, PANEL, round};
+
+/// How many times 2⁻²⁴ of the terms' magnitudes the operations around a product may lose.
+const SLACK: f32 = 32.0 / (1 << 24) as f32;
+/// Below this, results lose what no relative bound covers.
+const TINY: f32 = 1e-30;
+/// Beyond this, sums may leave f32.
+const HUGE: f32 = 1e37;
+/// Fewer tokens than this are waited for by memory rather than arithmetic, and get 16 bits.
+const FEW: usize = 5;
+/// Tokens whose 8-bit numbers lose more than this share of them get 16 bits: a few of their coordinates dwarf the others.
+const COARSE: f32 = 1.0 / 64.0;
+/// A screen that lets more than one of so many pass is not worth its price.
+const SHARE: usize = 16;
+
+/// Scores `latents` of a tile's tokens, as far as it takes to know the wanted; tells how many were dealt with before it
+/// proved not to be worth its price.
+pub(crate) fn screen_tile(
+    kernels: Kernels,
+    job: &Job<'_>,
+    int8: &Int8Rows,
+    rows: usize,
+    latents: Range<usize>,
+    state: &mut TileState,
+    scratch: &mut Scratch<'_>,
+) -> usize {
+    let mut tile = Tile { kernels, job, state, exact: 0, scratch };
+    let bytes = tile.round_tokens(rows, int8);
+    let largest = tile.state.tokens[..rows].iter().map(|token| token.x).fold(0.0, f32::max);
+    for first in latents.clone().step_by(WIDTH) {
+        let count = WIDTH.min((latents.end - first).next_multiple_of(PANEL));
+        let (panel, panels) = (first / PANEL, count / PANEL);
+        let bounds = Bounds::of(&job.encoder, int8, first, count, largest);
+        let ScreenScratch { bytes: x, products, survivors, .. } = &mut tile.scratch.screen;
+        let products = &mut products[..bytes * count];
+        let facts = int8.facts(panel, panels);
+        let x = &x[..bytes * int8.padded()];
+        let product = Product { x, w: int8.panels(panel, panels), sums: facts.sum, padded: int8.padded() };
+        kernels.product(&product, products);
+        let found = kernels.sift(&bounds.sieve(products, &tile.state.tokens[..rows], count), survivors);
+        for i in 0..found {
+            let survivor = tile.scratch.screen.survivors[i];
+            let latent = first + survivor.latent as usize;
+            if latent < latents.end {
+                tile.wait(survivor.row as usize, latent, survivor.upper, survivor.lower);
+            }
+        }
+        let done = first + count - latents.start;
+        if tile.exact * SHARE > done * rows {
+            (0..rows).for_each(|row| tile.settle(row));
+            return done.min(latents.len());
+        }
+    }
+    (0..rows).for_each(|row| {
+        tile.sweep(row);
+        tile.settle(row);
+    });
+    latents.len()
+}
+
+/// A tile at work.
+struct Tile<'a, 'b> {
+    kernels: Kernels,
+    job: &'a Job<'a>,
+    state: &'a mut TileState,
+    /// Exact scores taken because too many were waiting.
+    exact: usize,
+    scratch: &'a mut Scratch<'b>,
+}
+
+impl Tile<'_, '_> {
+    /// Rounds the tile's tokens to bytes; tells how many rows of bytes there are.
+    fn round_tokens(&mut self, rows: usize, int8: &Int8Rows) -> usize {
+        let (d, padded) = (int8.d(), int8.padded());
+        let canonical = (d as f32 / 16.0 + 6.0) / (1 << 24) as f32;
+        let mut fine = rows;
+        for row in 0..rows {
+            let x = &self.scratch.x[row * d..(row + 1) * d];
+            let (bytes, more) = self.scratch.screen.bytes.split_at_mut(rows * padded);
+            let bytes = &mut bytes[row * padded..(row + 1) * padded];
+            let mut chunks = bytes.chunks_exact_mut(16);
+            let mut rounded = round(x, 127.0, |q| {
+                if let Some(to) = chunks.next() {
+                    to.iter_mut().zip(q).for_each(|(to, q)| *to = (q + 128) as u8);
+                }
+            });
+            chunks.for_each(|rest| rest.fill(128));
+            let mut token = Token::default();
+            if rows < FEW || rounded.lost > COARSE * rounded.norm {
+                let start = (fine - rows) * padded;
+                let (mut high, mut low) =
+                    (bytes.chunks_exact_mut(16), more[start..start + padded].chunks_exact_mut(16));
+                rounded = round(x, 127.0 * 256.0, |q| {
+                    for (l, (high, low)) in
+                        high.next().into_iter().flatten().zip(low.next().into_iter().flatten()).enumerate()
+                    {
+                        let upper = (q[l] + 128) >> 8;
+                        (*high, *low) = ((upper + 128) as u8, (q[l] - 256 * upper + 128) as u8);
+                    }
+                });
+                low.for_each(|rest| rest.fill(128));
+                token.fine = fine;
+                fine += 1;
+            }
+            let not_finite = self.state.prepared[row] == Prepared::NotFinite;
+            self.state.tokens[row] = Token {
+                scale: rounded.scale,
+                x: rounded.norm * (1.0 + SLACK),
+                dx: (rounded.lost + rounded.norm * (canonical + SLACK)) * (1.0 + SLACK),
+                floor: if not_finite { f32::INFINITY } else { f32::from_bits(1) },
+                ..token
+            };
+            self.state.waiting[row] = 0;
+        }
+        fine
+    }
+
+    /// Puts a latent that may matter aside.
+    fn wait(&mut self, row: usize, latent: usize, upper: f32, lower: f32) {
+        let room = self.scratch.screen.sorted.len();
+        if self.state.waiting[row] == room {
+            self.sweep(row);
+            if 2 * self.state.waiting[row] > room {
+                self.exact += self.state.waiting[row];
+                self.settle(row);
+            }
+        }
+        let at = row * room + self.state.waiting[row];
+        self.scratch.screen.waiting[at] = Key::new(upper, latent as i32);
+        self.scratch.screen.lower[at] = lower;
+        self.state.waiting[row] += 1;
+    }
+
+    /// Of the latents that wait, enough may be known to be above others.
+    fn sweep(&mut self, row: usize) {
+        let (Some(k), waiting) = (self.job.encoder.selection.k(), self.state.waiting[row]) else { return };
+        if waiting < k {
+            return;
+        }
+        let ScreenScratch { waiting: keys, lower, sorted, .. } = &mut self.scratch.screen;
+        let start = row * sorted.len();
+        let (keys, lower) = (&mut keys[start..start + waiting], &mut lower[start..start + waiting]);
+        let sorted = &mut sorted[..waiting];
+        // Positive numbers order as their bits do.
+        for (to, &lower) in sorted.iter_mut().zip(&*lower) {
+            *to = if lower > 0.0 { lower.to_bits() } else { 0 };
+        }
+        let (_, &mut kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        let token = &mut self.state.tokens[row];
+        token.floor = token.floor.max(f32::from_bits(kth));
+        let mut kept = 0;
+        for i in 0..waiting {
+            let stays = !token.rules_out(keys[i].value());
+            (keys[kept], lower[kept]) = (keys[i], lower[i]);
+            kept += usize::from(stays);
+        }
+        self.state.waiting[row] = kept;
+    }
+
+    /// Takes the exact scores of the latents that wait. Where latents compete, the likeliest first: what they come to may
+    /// spare the others.
+    fn settle(&mut self, row: usize) {
+        let (waiting, room) = (std::mem::take(&mut self.state.waiting[row]), self.scratch.screen.sorted.len());
+        let first = match self.job.encoder.selection.k() {
+            Some(k) if k < waiting => {
+                let keys = &mut self.scratch.screen.waiting[row * room..row * room + waiting];
+                keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+                k
+            }
+            _ => waiting,
+        };
+        self.score(row, 0..first);
+        self.score(row, first..waiting);
+    }
+
+    /// Takes the exact scores of some of the latents that wait, of those that may reach the floor.
+    fn score(&mut self, row: usize, part: Range<usize>) {
+        let Self { kernels, job, state, scratch, .. } = self;
+        let Job { encoder, .. } = job;
+        let (d, room, capacity) = (encoder.d(), scratch.screen.sorted.len(), capacity(job.gathered()));
+        let keys = &scratch.screen.waiting[row * room + part.start..row * room + part.end];
+        let mut count = 0;
+        for key in keys.iter().filter(|key| !state.tokens[row].rules_out(key.value())) {
+            scratch.screen.ids[count] = key.index() as u32;
+            count += 1;
+        }
+        let (ids, dots) = (&scratch.screen.ids[..count], &mut scratch.screen.dots[..count]);
+        let x = &scratch.x[row * d..(row + 1) * d];
+        kernels.dots_at(x, encoder.w_enc, ids, dots);
+        let keys = &mut scratch.keys[row * capacity..(row + 1) * capacity];
+        let mut largest = Largest::new(keys, &mut state.kept[row], job.gathered());
+        for (&id, dot) in ids.iter().zip(dots) {
+            let score = encoder.candidate(id as usize, *dot);
+            if score != 0.0 {
+                state.candidates[row] += 1;
+                largest.push(Key::new(score, (encoder.first_latent + id as usize) as i32));
+            }
+        }
+        if encoder.selection.k().is_some() {
+            largest.sweep();
+            let token = &mut state.tokens[row];
+            token.floor = token.floor.max(largest.floor());
+        }
+    }
+}
+
+/// What turns the products of a block of latents into bounds.
+struct Bounds {
+    scale: [f32; WIDTH],
+    bias: [f32; WIDTH],
+    reach: [f32; WIDTH],
+    lost: [f32; WIDTH],
+    norm: [f32; WIDTH],
+    magnitude: bool,
+}
+
+impl Bounds {
+    /// Of the latents from `first` on, for tokens whose norm is at most `largest`.
+    fn of(encoder: &Encoder<'_>, int8: &Int8Rows, first: usize, count: usize, largest: f32) -> Self {
+        let zeros = [0.0; WIDTH];
+        let mut bounds = Self {
+            scale: zeros,
+            bias: zeros,
+            reach: [f32::NEG_INFINITY; WIDTH],
+            lost: zeros,
+            norm: zeros,
+            magnitude: encoder.is_signed(),
+        };
+        let facts = int8.facts(first / PANEL, count / PANEL);
+        for c in 0..count.min(encoder.n() - first) {
+            let affine = encoder.affine(first + c);
+            let factor = affine.factor;
+            bounds.scale[c] = facts.scale[c] * factor;
+            bounds.bias[c] = affine.bias;
+            let (lost, norm) = (facts.lost[c] * (1.0 + SLACK), facts.norm[c] * (1.0 + SLACK));
+            bounds.norm[c] = norm * factor;
+            let tiny = if norm > 0.0 || affine.magnitude > 0.0 { TINY * factor.max(1.0) } else { 0.0 };
+            bounds.reach[c] = tiny + SLACK * affine.magnitude - affine.threshold;
+            // Where a sum or product may leave f32, nothing is known.
+            let fits = (norm * largest + 1.0) * factor.max(1.0) + affine.magnitude < HUGE;
+            bounds.lost[c] = if fits { lost * factor } else { f32::INFINITY };
+        }
+        bounds
+    }
+
+    fn sieve<'a>(&'a self, products: &'a [i32], tokens: &'a [Token], count: usize) -> Sieve<'a> {
+        Sieve {
+            products,
+            tokens,
+            scale: &self.scale[..count],
+            bias: &self.bias[..count],
+            reach: &self.reach[..count],
+            lost: &self.lost[..count],
+            norm: &self.norm[..count],
+            magnitude: self.magnitude,
+        }
+    }
+}
