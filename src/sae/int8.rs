@@ -45,11 +45,11 @@ pub(crate) struct RowFacts<'a> {
 
 /// One panel, to be written.
 pub(crate) struct PanelMut<'a> {
-    q: &'a mut [i8],
-    scale: &'a mut [f32],
-    lost: &'a mut [f32],
-    norm: &'a mut [f32],
-    sum: &'a mut [i32],
+    pub q: &'a mut [i8],
+    pub scale: &'a mut [f32],
+    pub lost: &'a mut [f32],
+    pub norm: &'a mut [f32],
+    pub sum: &'a mut [i32],
 }
 
 impl Int8Rows {
@@ -112,6 +112,12 @@ impl Int8Rows {
             norm: &self.norm[rows.clone()],
             sum: &self.sum[rows],
         }
+    }
+
+    /// All panels as if they were one, to be cut up.
+    pub(crate) fn all_mut(&mut self) -> PanelMut<'_> {
+        let Self { q, scale, lost, norm, sum, .. } = self;
+        PanelMut { q, scale, lost, norm, sum }
     }
 
     /// All panels, to be written.

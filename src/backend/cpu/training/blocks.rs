@@ -4,6 +4,7 @@
 use std::marker::PhantomData;
 
 use crate::backend::Pool;
+use crate::sae::int8::{Int8Rows, PANEL, PanelMut};
 
 /// Runs `body(i, part)` for each block of `parts`, which it takes so that no other loop has them meanwhile.
 #[allow(clippy::needless_pass_by_value)]
@@ -63,6 +64,33 @@ unsafe impl<'a, T: Send> Parts for Blocks<'a, T> {
     }
 }
 
+/// The panels of rows kept as bytes.
+pub(super) struct Panels<'a>(Blocks<'a, i8>, [Blocks<'a, f32>; 3], Blocks<'a, i32>);
+
+/// Cuts rows of bytes into their panels.
+pub(super) fn panels(rows: &mut Int8Rows) -> Panels<'_> {
+    let size = PANEL * rows.padded();
+    let PanelMut { q, scale, lost, norm, sum } = rows.all_mut();
+    Panels(blocks(q, size), [scale, lost, norm].map(|facts| blocks(facts, PANEL)), blocks(sum, PANEL))
+}
+
+// SAFETY: each array's parts are disjoint.
+unsafe impl<'a> Parts for Panels<'a> {
+    type Part = PanelMut<'a>;
+
+    fn count(&self) -> usize {
+        self.0.count()
+    }
+
+    unsafe fn part(&self, i: usize) -> PanelMut<'a> {
+        let Self(q, [scale, lost, norm], sum) = self;
+        // SAFETY: the caller's promise, handed on; the arrays have as many parts.
+        unsafe {
+            PanelMut { q: q.part(i), scale: scale.part(i), lost: lost.part(i), norm: norm.part(i), sum: sum.part(i) }
+        }
+    }
+}
+
 /// Blocks of an array that there may not be.
 pub(super) struct Optional<P> {
     parts: Option<P>,
@@ -110,6 +138,7 @@ macro_rules! zip_parts {
 zip_parts!(A 0, B 1);
 zip_parts!(A 0, B 1, C 2);
 zip_parts!(A 0, B 1, C 2, D 3);
+zip_parts!(A 0, B 1, C 2, D 3, E 4);
 
 #[cfg(test)]
 mod tests {

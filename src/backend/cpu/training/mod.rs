@@ -17,12 +17,13 @@ use super::Kernels;
 use super::encode::Workers;
 use super::encoder::Encoder;
 use super::rows::Rows;
-use super::scratch::{Plan, Slots};
+use super::scratch::{Plan, ScreenPlan, Slots};
 use crate::backend::Pool;
 use crate::backend::training::{
     BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
 };
 use crate::error::{Error, Result, Status, fail};
+use crate::sae::int8::Int8Rows;
 use crate::sae::{Architecture, Spec};
 use crate::tensor::AlignedBytes;
 
@@ -55,10 +56,17 @@ impl CpuTraining {
         }
         let mut spec = Spec::new(Architecture::TopK { k }, d, n_latents);
         spec.normalization = shape.normalization;
-        let plan = Plan { d, limit: k.max(k_aux), width: 0, tokens: max_tokens, screen: None };
+        let mut state = State::zeroed(&shape)?;
+        let plain = encoder(&shape, &state.weights, None);
+        let screened = kernels.fast_products && plain.can_be_screened() && plain.pays_to_screen();
+        if screened {
+            state.int8 = Some(Int8Rows::zeroed(n_latents, d)?);
+        }
+        let screen = screened.then(|| ScreenPlan::new(d, Some(k)));
+        let plan = Plan { d, limit: k.max(k_aux), width: 0, tokens: max_tokens, screen };
         Ok(Self {
             kernels,
-            state: State::zeroed(&shape)?,
+            state,
             batch: Batch::new(max_tokens, d)?,
             main: Reconstruction::new(max_tokens, d, k)?,
             aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows)).transpose()?,
@@ -93,7 +101,7 @@ impl Training for CpuTraining {
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: *kernels, pool, slots: &slots };
         let problem = Problem {
-            encoder: encoder(shape, &state.weights),
+            encoder: encoder(shape, &state.weights, state.int8.as_ref()),
             ids: None,
             inputs,
             targets: inputs,
@@ -127,7 +135,7 @@ impl Training for CpuTraining {
         let zeros = &mut self.batch.inputs[..rows.len()];
         zeros.fill(0.0);
         let problem = Problem {
-            encoder: encoder(&self.shape, weights),
+            encoder: encoder(&self.shape, weights, self.state.int8.as_ref()),
             ids: None,
             inputs: rows,
             targets: zeros,
@@ -168,6 +176,9 @@ impl Training for CpuTraining {
             }
         };
         to.get_mut(parameter).copy_from_slice(values);
+        if (role, parameter) == (Role::Weight, Parameter::WEnc) {
+            optimizer::round(self.kernels, &self.pool, &mut self.state, self.shape.d);
+        }
         Ok(())
     }
 
@@ -183,9 +194,9 @@ impl Training for CpuTraining {
 }
 
 /// The encoder as it is now.
-fn encoder<'a>(shape: &TrainingShape, weights: &'a Parameters) -> Encoder<'a> {
+fn encoder<'a>(shape: &TrainingShape, weights: &'a Parameters, int8: Option<&'a Int8Rows>) -> Encoder<'a> {
     let rows = Rows::F32 { values: &weights.w_enc, d: shape.d };
-    Encoder::top_k(rows, &weights.b_enc, shape.k)
+    Encoder::top_k(rows, &weights.b_enc, shape.k).screened(int8)
 }
 
 /// How many latents are dead.

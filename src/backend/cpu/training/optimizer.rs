@@ -1,15 +1,16 @@
 //! From summed gradients to the next weights: once over the gradients to know their norm, once over everything to apply
-//! them.
+//! them, and to round the encoder's rows to bytes while they are at hand.
 
-use super::blocks::{blocks, for_each, optional};
+use super::blocks::{blocks, for_each, optional, panels};
 use super::state::{Gradient, MEASURED, Measures, State};
 use crate::backend::Pool;
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::kernels::Loop;
 use crate::backend::training::{Parameter, StepParameters};
+use crate::sae::int8::{PANEL, PanelMut};
 
 /// Rows of a matrix that one body updates.
-const ROWS: usize = 16;
+const ROWS: usize = PANEL;
 
 /// One step; gives the gradient's global norm. Where that is not finite, or the second moment would not be (infinity is
 /// then given), only the gradients are cleared.
@@ -22,16 +23,20 @@ pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, 
         return if norm.is_nan() { norm } else { f64::INFINITY };
     }
     let adam = Adam::new(step, mean * clip);
-    let State { weights, first_moment, second_moment, ema, gradient: Gradient { sums, touched }, measures, .. } = state;
+    let State { weights, first_moment, second_moment, ema, int8, gradient, measures, .. } = state;
+    let Gradient { sums, touched } = gradient;
     for parameter in Parameter::ALL {
         let g = sums.get(parameter);
+        let count = g.len().div_ceil(ROWS * d);
+        let bytes = int8.as_mut().filter(|_| parameter == Parameter::WEnc).map(panels);
         let parts = (
             blocks(weights.get_mut(parameter), ROWS * d),
             blocks(first_moment.get_mut(parameter), ROWS * d),
             blocks(second_moment.get_mut(parameter), ROWS * d),
-            optional(ema.as_mut().map(|ema| blocks(ema.get_mut(parameter), ROWS * d)), g.len().div_ceil(ROWS * d)),
+            optional(ema.as_mut().map(|ema| blocks(ema.get_mut(parameter), ROWS * d)), count),
+            optional(bytes, count),
         );
-        for_each(pool, parts, |block, (w, m, v, mut ema)| {
+        for_each(pool, parts, |block, (w, m, v, mut ema, panel)| {
             let rows = w.chunks_mut(d).zip(m.chunks_mut(d)).zip(v.chunks_mut(d));
             for (i, ((w, m), v)) in rows.enumerate() {
                 let row = block * ROWS + i;
@@ -50,10 +55,23 @@ pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, 
                     }
                 }
             }
+            if let Some(panel) = panel {
+                kernels.run(Round { panel, rows: w, d });
+            }
         });
     }
     state.gradient.clear();
     norm
+}
+
+/// Rounds all of W_enc anew.
+pub(super) fn round(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) {
+    let State { weights, int8, .. } = state;
+    if let Some(int8) = int8 {
+        for_each(pool, (blocks(&mut weights.w_enc, ROWS * d), panels(int8)), |_, (rows, panel)| {
+            kernels.run(Round { panel, rows, d });
+        });
+    }
 }
 
 /// Completes the gradient by b_dec, and finds how much of each decoder row is in its gradient, which is not to be applied;
@@ -179,6 +197,22 @@ impl Loop for Update<'_> {
             }
             None => numbers.for_each(|((w, m), v)| adam.update(w, m, v, 0.0)),
         }
+    }
+}
+
+/// Rounds up to 16 rows to bytes.
+struct Round<'a> {
+    panel: PanelMut<'a>,
+    rows: &'a [f32],
+    d: usize,
+}
+
+impl Loop for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self) {
+        self.panel.set(self.rows, self.d);
     }
 }
 

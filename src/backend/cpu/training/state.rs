@@ -2,6 +2,7 @@
 
 use crate::backend::training::{Parameter, TrainingShape};
 use crate::error::Result;
+use crate::sae::int8::Int8Rows;
 use crate::tensor::Array;
 
 /// One number for each weight: the weights themselves, a moment, the gradient.
@@ -92,6 +93,8 @@ pub(super) struct State {
     pub first_moment: Parameters,
     pub second_moment: Parameters,
     pub ema: Option<Parameters>,
+    /// W_enc as bytes, at all times the same rows, if scores are bounded first.
+    pub int8: Option<Int8Rows>,
     pub gradient: Gradient,
     /// `[n]`: tokens since each latent fired.
     pub unfired: Array<u64>,
@@ -120,6 +123,7 @@ impl State {
             first_moment: Parameters::zeroed(shape)?,
             second_moment: Parameters::zeroed(shape)?,
             ema: shape.ema.then(|| Parameters::zeroed(shape)).transpose()?,
+            int8: None,
             gradient: Gradient::zeroed(shape)?,
             unfired: Array::zeroed(shape.n_latents)?,
             measures: Measures {
