@@ -177,7 +177,7 @@ class Case:
         from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
         def make():
-            sizes = {"d_in": self.d, "d_sae": self.n, "dtype": "float32", "device": "cpu"}
+            sizes = {"d_in": self.d, "d_sae": self.n, "dtype": "float32", "device": "meta"}  # no weights of its own
             own = {"W_enc": self.once("transposed", lambda: self.w.T.contiguous()), "W_dec": self.w, "b_enc": self.b_enc, "b_dec": self.b_dec}
             if threshold is None:
                 sae = TopKSAE(TopKSAEConfig(k=self.k, **sizes))
@@ -185,8 +185,8 @@ class Case:
                 sae = JumpReLUSAE(JumpReLUSAEConfig(**sizes))
                 own["threshold"] = torch.full((self.n,), threshold)
             for name, value in own.items():
-                getattr(sae, name).data = value
-            return sae.eval().requires_grad_(False)
+                setattr(sae, name, torch.nn.Parameter(value, requires_grad=False))
+            return sae.eval()
 
         return self.once(f"sae-lens {threshold}", make)
 

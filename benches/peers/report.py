@@ -82,7 +82,7 @@ def goals(figures, overhead):
                 wanted, shown = (f"≥ {least:g} ×", f"{number(found)} ×") if least >= 1 else (f"≤ {1 / least:.2g} × its time", f"{1 / found:.2f} ×")
                 rows.append((f"{operation}, {tuple(shape)}, {tokens} tokens", peer, wanted, f"{shown}{' ✓' if found >= least else ''}", f"{100 * floor['share']:.0f} % of {floor['bound']}"))
     for variant in (overhead or {}).get("per_decoded_token", []):
-        if variant["what"].startswith(CAPTURE) and "bf16" not in variant["what"]:
+        if variant["what"] in (CAPTURE, f"{CAPTURE}, without the screen"):
             found = variant["ratio"]
             rows.append((f"{variant['what']}, in llama.cpp", "a decoded token without it", f"≤ {CAPTURE_MOST} ×", f"{found:.3f} ×{' ✓' if found <= CAPTURE_MOST else ''}", ""))
     return table(("operation", "beside", "aim", "found", "ours reaches"), rows)
@@ -130,6 +130,8 @@ def page(figures, overhead, drawing):
     m, versions = figures["machine"], ", ".join(f"{k} {v}" for k, v in figures["versions"].items() if v)
     load = figures["load_average_before"]
     busy = f" **The machine had other work (load {load}): hold ratios loosely, and times not at all.**" if load > 0.5 else ""
+    if not figures["complete"]:
+        busy += " **The run was cut short.**"
     dead = [f"{name} {count}" for g in figures["groups"] for name, count in g.get("dead_latents", {}).items() if "dead" in g["operation"]]
     present = {name for g in figures["groups"] for name in g["times"]}
     left_out = "".join(f"- {x['operation']}, {tuple(x['shape'])}, {x['tokens']} tokens: {x['why']}\n" for x in figures["left_out"])

@@ -155,7 +155,7 @@ def version(package):
         return None
 
 
-def main():
+def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", required=True, help="libsae.so")
     parser.add_argument("--out", type=Path, required=True, help="where the figures go, as JSON")
@@ -163,49 +163,74 @@ def main():
     parser.add_argument("--shapes", help="only these: their number of latents, with commas")
     parser.add_argument("--tokens", help="only these numbers of tokens, with commas")
     parser.add_argument("--threads", help="only these numbers of threads, with commas")
-    parser.add_argument("--seconds", type=float, default=3, help="for each group of contestants, after --rounds")
+    parser.add_argument("--seconds", type=float, default=3, help="for each group of contestants, or longer for --rounds")
     parser.add_argument("--rounds", type=int, default=5, help="the least number of calls of each")
     parser.add_argument("--warm", action="store_true", help="an unmeasured call before each, so that caches hold its own data")
     parser.add_argument("--full", action="store_true", help="every shape with every number of tokens and every peer; takes hours")
     parser.add_argument("--quick", action="store_true", help="small shapes: shows that the program works")
-    arguments = parser.parse_args()
-    library = Library(str(ROOT / "include/sae.h"), arguments.library)
-    started, load = time.time(), os.getloadavg()[0]
+    return parser.parse_args()
 
+
+def entries(arguments):
+    """What of the plan was asked for, in an order that makes each SAE once."""
     chosen = lambda text, value: text is None or str(value) in text.split(",")  # noqa: E731
-    entries = [
+    some = [
         e for e in (quick() if arguments.quick else plan(arguments.full))
         if (arguments.operations is None or any(part in e[0] for part in arguments.operations.split(",")))
         and chosen(arguments.shapes, e[1][1]) and chosen(arguments.tokens, e[2]) and chosen(arguments.threads, e[4])
     ]
-    entries.sort(key=lambda e: (e[0].startswith("train"), SHAPES.index(e[1]) if e[1] in SHAPES else 9, e[3]))  # one SAE at a time
-    ceilings = Ceilings()
-    for threads in sorted({e[4] for e in entries} | {1}):
+    # dictionary_learning last: it imports nnsight, which replaces functions of torch's for the whole process, so that every
+    # call takes a little longer and torch.compile fails.
+    late = lambda e: any(peer.startswith("dictionary_learning") for peer in e[5])  # noqa: E731
+    return sorted(some, key=lambda e: (late(e), e[0].startswith("train"), SHAPES.index(e[1]) if e[1] in SHAPES else 9, e[3]))
+
+
+def about(arguments):
+    """What must be known of a run to judge its figures."""
+    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    return {
+        "date": datetime.now().isoformat(timespec="minutes"), "commit": git("rev-parse", "--short", "HEAD"),
+        "changed_since": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "command": shlex.join(["make", "bench", *([f"ARGS={given}"] if (given := asked(arguments)) else [])]),
+        "machine": machine(), "load_average_before": round(os.getloadavg()[0], 2),
+        "caches": "warm: each call follows one of its own" if arguments.warm else "as others left them: between two calls of one, all others of its group have run",
+        "quick": arguments.quick, "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def asked(arguments):
+    """The options beyond the paths, which say nothing elsewhere."""
+    parts, skip = [], False
+    for part in sys.argv[1:]:
+        if not skip and part not in ("--library", "--out"):
+            parts.append(part)
+        skip = part in ("--library", "--out")
+    return shlex.join(parts)
+
+
+def main():
+    arguments = options()
+    library, ceilings = Library(str(ROOT / "include/sae.h"), arguments.library), Ceilings()
+    figures, started = about(arguments), time.time()
+    todo, groups, left_out = entries(arguments), [], []
+    for threads in sorted({e[4] for e in todo} | {1}):
         ceilings.measure(threads)
         print(f"{threads} threads: " + ", ".join(f"{k} {v if isinstance(v, str) else round(v, 1)}" for k, v in ceilings.rates[str(threads)].items()), flush=True)
-    groups, cases, left_out = [], {}, []
-    for entry in entries:
+    figures |= {"ceilings": ceilings.rates, "groups": groups, "left_out": left_out}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    cases = {}
+    for entry in todo:
         try:
-            group = measure(library, ceilings, entry, cases, arguments)
+            groups.append(measure(library, ceilings, entry, cases, arguments))
+            show(groups[-1])
         except (MemoryError, RuntimeError) as error:  # torch says so when memory is short
             if "alloc" not in str(error).lower() and "memory" not in str(error).lower():
                 raise
             left_out.append({"operation": entry[0], "shape": entry[1], "tokens": entry[2], "why": str(error).splitlines()[0]})
             print(f"left out: {left_out[-1]}", flush=True)
             cases.clear()
-            continue
-        groups.append(group)
-        show(group)
-    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({
-        "date": datetime.now().isoformat(timespec="minutes"), "commit": git("rev-parse", "--short", "HEAD"),
-        "changed_since": bool(git("status", "--porcelain", "--untracked-files=no")), "command": shlex.join(["run.py", *sys.argv[1:]]),
-        "machine": machine(), "load_average_before": round(load, 2), "minutes": round((time.time() - started) / 60, 1),
-        "caches": "warm: each call follows one of its own" if arguments.warm else "as others left them: between two calls of one, all others of its group have run",
-        "quick": arguments.quick, "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
-        "ceilings": ceilings.rates, "groups": groups, "left_out": left_out,
-    }, indent=1) + "\n")
+        figures |= {"minutes": round((time.time() - started) / 60, 1), "complete": len(groups) + len(left_out) == len(todo)}
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

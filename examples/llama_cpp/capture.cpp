@@ -22,10 +22,11 @@ std::string show_context(const Model &model, const Window &window, size_t pos) {
            one_line(model.text(window.tokens.data() + pos + 1, last - pos - 1));
 }
 
-sae::Session make_session(const sae::Model &sae, const sae::Pool &pool, size_t max_rows) {
+sae::Session make_session(const sae::Model &sae, const sae::Pool &pool, size_t max_rows, uint32_t flags) {
     sae_session_options options = SAE_SESSION_OPTIONS_INIT;
     options.max_tokens = int64_t(max_rows);
     options.pool = pool.get();
+    options.flags = flags;
     return sae::Session::create(sae, &options);
 }
 

@@ -10,8 +10,8 @@
 #include "stream.hpp"
 #include "themes.hpp"
 
-// A session for so many tokens a call.
-sae::Session make_session(const sae::Model &sae, const sae::Pool &pool, size_t max_rows);
+// A session for so many tokens a call; flags are SAE_SESSION_….
+sae::Session make_session(const sae::Model &sae, const sae::Pool &pool, size_t max_rows, uint32_t flags = 0);
 
 // Goes through all kept rows once more with the finished SAE.
 Contexts find_contexts(const sae::Model &sae, const sae::Pool &pool, const Rows &kept, size_t window);

@@ -78,6 +78,7 @@ void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &p
     sae::Session small = make_session(sae, pool, prompt_tokens);
     const sae::Model n32768 = random_sae(info.d_in, 32768, info.k), n32768_bf16 = random_sae(info.d_in, 32768, info.k, sae::dtype_of<sae::bf16>());
     sae::Session large = make_session(n32768, pool, prompt_tokens), large_bf16 = make_session(n32768_bf16, pool, prompt_tokens);
+    sae::Session plain = make_session(n32768, pool, prompt_tokens, SAE_SESSION_NO_SCREEN);
     sae::Features features(prompt_tokens, info.k);
     BatchSteering add(sae, pool, prompt_tokens, 1), set(sae, pool, prompt_tokens, 1);
     add.set(0, {sae::add(0, 1)});
@@ -108,6 +109,7 @@ void show_overhead(const Model &model, const sae::Model &sae, const sae::Pool &p
         {"capture, n = " + std::to_string(info.n_latents), hooked, capture(small)},
         {"capture, n = 32768", hooked, capture(large)},
         {"capture, n = 32768, weights in bf16", hooked, capture(large_bf16)},
+        {"capture, n = 32768, without the screen", hooked, capture(plain)},
         {"steering, add one feature", hooked, steer(add)},
         {"steering, clamp one feature (encodes)", hooked, steer(set)},
     };
