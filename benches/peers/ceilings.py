@@ -13,17 +13,16 @@ KINDS = ("f32", "int8", "bf16")
 
 @dataclass
 class Work:
-    """What an operation must at least do: bytes read, bytes read and written back, and operations of a kind."""
+    """What an operation must at least do: bytes read, bytes read and written back, and operations of each kind."""
 
     read: float = 0
     update: float = 0
-    operations: float = 0
-    kind: str = "f32"
+    f32: float = 0
+    int8: float = 0
 
 
 class Ceilings:
-    def __init__(self, seconds=0.3):
-        self.seconds = seconds
+    def __init__(self):
         self.ffi = cffi.FFI()
         self.ffi.cdef("""
             double read_once(void *, size_t, int); double update_once(void *, size_t, int);
@@ -37,7 +36,7 @@ class Ceilings:
         self.rates = {}
 
     def measure(self, threads):
-        """The best of some passes: GB/s over memory much larger than caches, and 10⁹ operations a second."""
+        """The best of some passes, these and earlier ones: GB/s over memory much larger than caches, and 10⁹ operations a second."""
         memory = torch.ones(2**28 // 4)
         best = lambda rate: max(rate() for _ in range(7))  # noqa: E731
         p, size = self.ffi.cast("void *", memory.data_ptr()), memory.nbytes
@@ -50,17 +49,19 @@ class Ceilings:
             if name != self.ffi.NULL:
                 rates[f"{kind}_gop_s"] = best(lambda i=i: self.c.product_rate(i, 1_000_000, threads)) / 1e9
                 rates[f"{kind}_instruction"] = self.ffi.string(name).decode()
-        self.rates[str(threads)] = rates
+        before = self.rates.get(str(threads), {})
+        self.rates[str(threads)] = {k: v if isinstance(v, str) else max(v, before.get(k, 0.0)) for k, v in rates.items()}
 
     def reader(self, value, threads):
         """Reads a tensor once."""
         p, size = self.ffi.cast("void *", value.data_ptr()), value.nbytes
         return lambda: self.c.read_once(p, size, threads)
 
-    def floor(self, work, threads):
-        """The least time in milliseconds, and what sets it: `memory` or the kind of product."""
-        rates = self.rates[str(threads)]
-        memory = (work.read / rates["read_gb_s"] + work.update / rates["update_gb_s"]) / 1e6
-        rate = rates.get(f"{work.kind}_gop_s")
-        products = work.operations / rate / 1e6 if rate else 0.0
-        return (memory, "memory") if memory >= products else (products, f"{work.kind} products")
+
+def floor(rates, work):
+    """The least time in milliseconds for a `Work`'s fields, and what sets it: memory, or the kind of products that takes most."""
+    memory = (work["read"] / rates["read_gb_s"] + work["update"] / rates["update_gb_s"]) / 1e6
+    products = {kind: work[kind] / rates[f"{kind}_gop_s"] / 1e6 for kind in ("f32", "int8") if f"{kind}_gop_s" in rates}
+    if memory >= (total := sum(products.values())):
+        return memory, "memory"
+    return total, f"{max(products, key=products.get)} products"

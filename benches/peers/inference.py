@@ -23,7 +23,6 @@ class Case:
         self.b_enc, self.b_dec = torch.zeros(self.n), torch.randn(self.d) / 10
         self.half = self.w.bfloat16()
         self.made = {}
-        self.sparse_screen = "SAE_SESSION_NO_SCREEN" in library.constants
 
     def once(self, name, make):
         if name not in self.made:
@@ -44,17 +43,6 @@ class Case:
         flags = 0 if screen else self.lib.constants["SAE_SESSION_NO_SCREEN"]
         return self.lib.session(model, rows, pool, max_width=width, flags=flags)
 
-    def screens(self, model, rows):
-        """Whether a session of default options keeps a copy of W_enc as bytes, by what it says it needs."""
-        if not self.sparse_screen:
-            return False
-        sizes = []
-        for flags in (0, self.lib.constants["SAE_SESSION_NO_SCREEN"]):
-            memory = self.lib.options("sae_memory")
-            self.lib.call("sae_session_memory", model, self.lib.options("sae_session_options", max_tokens=rows, flags=flags), memory)
-            sizes.append(memory.resident)
-        return sizes[0] - sizes[1] >= self.n * self.d
-
     def encoder(self, model, rows, threads, x, width, dtype=torch.float32, screen=True, order_index=False):
         """Our encode, what it wrote, and the least that it must do."""
         session = self.session(model, rows, threads, width, screen)
@@ -62,10 +50,10 @@ class Case:
         run = self.lib.options("sae_run", flags=self.lib.constants["SAE_RUN_ORDER_INDEX"] if order_index else 0)
         call = self.lib.prepared("sae_encode", session, run, self.lib.tensor(x), self.lib.ffi.NULL, out)
         winners = indices[indices >= 0].unique().numel()
-        screened = screen and self.screens(model, rows)
+        screened = screen and self.lib.screens(model, self.n * self.d)
         # Screened: the bytes once, and of exact rows at least the winners'. Else every row, at its full precision.
         read = self.n * self.d + winners * self.d * dtype.itemsize if screened else self.n * self.d * dtype.itemsize
-        work = Work(read=read + x.nbytes, operations=2 * rows * self.n * self.d, kind="int8" if screened else "f32")
+        work = Work(read=read + x.nbytes, **{"int8" if screened else "f32": 2 * rows * self.n * self.d})
         return call, (values, indices, counts), work
 
     def encode(self, rows, threads, peers):
@@ -73,7 +61,7 @@ class Case:
         x = activations(self.inputs, rows, self.d)
         contestants, works, found = {}, {}, {}
         for name, dtype, screen in ((OURS, torch.float32, True), (PLAIN, torch.float32, False), (BF16, torch.bfloat16, True), (PLAIN_BF16, torch.bfloat16, False)):
-            if name in peers and (screen or self.sparse_screen):
+            if name in peers:
                 contestants[name], found[name], works[name] = self.encoder(self.ours(dtype), rows, threads, x, self.k, dtype, screen)
         for name, plain in ((OURS, PLAIN), (BF16, PLAIN_BF16)):
             if plain in found:
@@ -132,7 +120,7 @@ class Case:
             x_hat = torch.zeros(rows, self.d)
             contestants[name] = self.lib.prepared("sae_decode", session, null, out, null, self.lib.tensor(x_hat))
             read = indices.unique().numel() * self.d * dtype.itemsize + values.nbytes + indices.nbytes
-            works[name] = Work(read=read, update=x_hat.nbytes, operations=2 * rows * self.k * self.d)
+            works[name] = Work(read=read, update=x_hat.nbytes, f32=2 * rows * self.k * self.d)
             if dtype == torch.float32:
                 expected = embedding_bag(long, self.w, per_sample_weights=values, mode="sum") + self.b_dec
                 assert torch.allclose(x_hat, expected, rtol=1e-3, atol=1e-3), "libsae and torch disagree"
@@ -158,7 +146,7 @@ class Case:
         contestants = {OURS: self.lib.prepared("sae_steer", session, null, self.lib.tensor(ours), null, null)}
         if "torch f32" in peers:
             contestants["torch f32"] = lambda: theirs.add_(coefficients @ self.w[ids])
-        return contestants, {OURS: Work(read=len(ids) * self.d * 4, update=ours.nbytes, operations=2 * len(ids) * self.d + rows * self.d)}
+        return contestants, {OURS: Work(read=len(ids) * self.d * 4, update=ours.nbytes, f32=2 * len(ids) * self.d + rows * self.d)}
 
     # The peers' own objects, over the same weights where their layout allows it.
 

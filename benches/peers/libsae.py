@@ -84,6 +84,15 @@ class Library:
         self.alive[model] = views
         return model
 
+    def screens(self, model, size):
+        """Whether a session of default options keeps a copy of W_enc as `size` bytes, by what it says it needs."""
+        resident = []
+        for flags in (0, self.constants["SAE_SESSION_NO_SCREEN"]):
+            memory = self.options("sae_memory")
+            self.call("sae_session_memory", model, self.options("sae_session_options", flags=flags), memory)
+            resident.append(memory.resident)
+        return resident[0] - resident[1] >= size
+
     def session(self, model, rows, pool, **fields):
         options = self.options("sae_session_options", max_tokens=rows, pool=pool, **fields)
         session = self.make("sae_session_create", "sae_session", model, options)

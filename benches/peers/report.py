@@ -1,17 +1,22 @@
 """Figures of run.py as tables between the markers of a Markdown page, and as a drawing. Nothing in them is written by hand."""
 
 import argparse
+import itertools
 import json
+import math
 import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from ceilings import floor
+from data import INPUTS
 from inference import BF16, BY_VALUE, OURS, PLAIN, PLAIN_BF16, PRODUCT, READ
 from training import CLIPPED, NO_AUX
 
 BEGIN, END = "<!-- figures: made by benches/peers/report.py -->", "<!-- end of figures -->"
 OWN = (OURS, PLAIN, BF16, PLAIN_BF16, PRODUCT, BY_VALUE, CLIPPED, NO_AUX)
 FIRST, GEMMA, TRAINED = [768, 32768, 32], [2304, 65536, 64], [768, 16384, 32]
+ORDER = ("encode TopK", "encode JumpReLU", "encode BatchTopK", "decode", "steer by 16 features", "train step", "train step, 5 % dead")
 # operation, shape, tokens, beside, the least ratio that was aimed at
 GOALS = [
     ("encode TopK", FIRST, 256, "torch f32", 10), ("encode TopK", FIRST, 256, "torch bf16", 2.5),
@@ -56,6 +61,12 @@ def ratio(group, peer):
     return group["times"][peer]["ms"] / group["times"][base(group, peer)]["ms"]
 
 
+def reached(figures, group, name):
+    """Which share of the ceiling, and what that is."""
+    ms, what = floor(figures["ceilings"][str(group["threads"])], group["work"][name])
+    return f"{100 * ms / group['times'][name]['ms']:.0f} % of {what}"
+
+
 def number(value):
     """Three significant digits."""
     if value >= 100:
@@ -78,9 +89,9 @@ def goals(figures, overhead):
         for group in figures["groups"]:
             same = (group["operation"], group["shape"], group["tokens"], group["inputs"], group["threads"])
             if same == (operation, shape, tokens, "normal", 2) and peer in group["times"]:
-                found, floor = ratio(group, peer), group["floors"][base(group, peer)]
+                found = ratio(group, peer)
                 wanted, shown = (f"≥ {least:g} ×", f"{number(found)} ×") if least >= 1 else (f"≤ {1 / least:.2g} × its time", f"{1 / found:.2f} ×")
-                rows.append((f"{operation}, {tuple(shape)}, {tokens} tokens", peer, wanted, f"{shown}{' ✓' if found >= least else ''}", f"{100 * floor['share']:.0f} % of {floor['bound']}"))
+                rows.append((f"{operation}, {tuple(shape)}, {tokens} tokens", peer, wanted, f"{shown}{' ✓' if found >= least else ''}", reached(figures, group, base(group, peer))))
     for variant in (overhead or {}).get("per_decoded_token", []):
         if variant["what"] in (CAPTURE, f"{CAPTURE}, without the screen"):
             found = variant["ratio"]
@@ -88,17 +99,22 @@ def goals(figures, overhead):
     return table(("operation", "beside", "aim", "found", "ours reaches"), rows)
 
 
+def by_operation(groups):
+    """Operations with their groups, each in the order that people read."""
+    operation = lambda g: ORDER.index(g["operation"])  # noqa: E731
+    place = lambda g: (operation(g), g["shape"], INPUTS.index(g["inputs"]), -g["threads"], g["tokens"])  # noqa: E731
+    return ((ORDER[i], list(some)) for i, some in itertools.groupby(sorted(groups, key=place), operation))
+
+
 def operations(figures):
     parts = []
-    for operation in dict.fromkeys(g["operation"] for g in figures["groups"]):
-        groups = [g for g in figures["groups"] if g["operation"] == operation]
+    for operation, groups in by_operation(figures["groups"]):
         peers = [name for name in dict.fromkeys([*OWN, *PEERS]) if name != OURS and any(name in g["times"] for g in groups)]
         rows = []
         for g in groups:
-            floor = g["floors"][OURS]
             cells = [number(ratio(g, p)) if p in g["times"] else "" for p in peers]
             what = (str(tuple(g["shape"])), g["tokens"], g["inputs"], g["threads"])
-            rows.append((*what, milliseconds(g["times"][OURS]["ms"]), f"{100 * floor['share']:.0f} % of {floor['bound']}", *cells))
+            rows.append((*what, milliseconds(g["times"][OURS]["ms"]), reached(figures, g, OURS), *cells))
         parts.append(f"### {operation}\n\n" + table(("(d, n, k)", "tokens", "inputs", "threads", "libsae, ms", "of its ceiling", *peers), rows))
     return "\n".join(parts)
 
@@ -182,8 +198,6 @@ STYLE = """
 
 
 def drawing(figures):
-    import math
-
     groups = [g for g in figures["groups"] if g["threads"] == 2]
     ratios = [ratio(g, p) for g in groups for p in g["times"] if p in MARKS]
     low, high = math.floor(math.log10(min([0.9, *ratios]))), math.ceil(math.log10(max([10, *ratios])))
@@ -204,10 +218,10 @@ def drawing(figures):
     body.append(f'<path d="M{LABEL + 5} {y - 12}v12" stroke="currentColor" stroke-width="3" class="one"/><text x="{LABEL + 15}" y="{y}">what was aimed at, in the colour of the peer</text>')
     y += 14
     top, lines = y + 14, []
-    for operation in dict.fromkeys(g["operation"] for g in groups):
+    for operation, some in by_operation(groups):
         y += 24
         lines.append(f'<text class="head" x="{LABEL}" y="{y}">{escape(operation)}</text>')
-        for g in (g for g in groups if g["operation"] == operation):
+        for g in some:
             y += LINE
             inputs = "" if g["inputs"] == "normal" else f", {g['inputs']}"
             lines.append(f'<text class="small" x="{LABEL + 8}" y="{y}">{tuple(g["shape"])}, {g["tokens"]} token{"s" * (g["tokens"] > 1)}{inputs}</text>')

@@ -52,10 +52,13 @@ class Training:
         return made, {name: self.work() for name in own}
 
     def work(self):
-        """Scores of all latents, four sparse products, and one pass of Adam over both matrices and their moving averages."""
-        parameters, rows = 2 * self.n * self.d, self.rows
-        products = 2 * rows * self.n * self.d + 4 * 2 * rows * self.k * self.d
-        return Work(read=parameters // 2 * 4 + rows * self.d * 4, update=parameters * 4 * 4, operations=products)
+        """Scores of all latents, four sparse products, and one pass of Adam over both matrices and their moving averages. Where
+        scores are screened, they are products of bytes, which Adam's pass rounds anew."""
+        size, rows = self.n * self.d, self.rows
+        scores, sparse, adam = 2 * rows * size, 4 * 2 * rows * self.k * self.d, 4 * 4 * 2 * size
+        if self.lib.screens(self.lib.model("TOP_K", {"W_enc": self.w_enc, "W_dec": self.w_dec}, k=self.k), size):
+            return Work(read=rows * self.d * 4, update=adam + size, int8=scores, f32=sparse)
+        return Work(read=4 * size + rows * self.d * 4, update=adam, f32=scores + sparse)
 
     def ours(self, name, **fields):
         lib = self.lib
