@@ -150,6 +150,8 @@ pub(crate) struct TileState {
     pub tokens: [Token; TILE_ROWS],
     /// How many latents wait to be scored exactly.
     pub waiting: [usize; TILE_ROWS],
+    /// How many may, before they are gone through.
+    pub due: [usize; TILE_ROWS],
 }
 
 impl Default for TileState {
@@ -161,6 +163,7 @@ impl Default for TileState {
             best: [None; TILE_ROWS],
             tokens: [Token::default(); TILE_ROWS],
             waiting: [0; TILE_ROWS],
+            due: [0; TILE_ROWS],
         }
     }
 }

@@ -4,7 +4,7 @@ use std::cell::UnsafeCell;
 
 use super::kernels::int8::{Survivor, WIDTH};
 use super::select::{Key, capacity};
-use crate::sae::int8::padded;
+use crate::sae::int8::{PANEL, padded};
 
 /// Tokens scored together: their vectors stay in cache while the weights stream by.
 pub(crate) const DENSE_ROWS: usize = 32;
@@ -68,7 +68,7 @@ impl Plan {
         let rows = self.rows();
         let screen = self.screen.map_or(0, |ScreenPlan { padded, pending }| {
             // Two rows of bytes each, their products, what survives, and what is known of what waits.
-            rows * (2 * padded / 4 + 2 * WIDTH + SURVIVOR * WIDTH + pending) + 3 * pending
+            rows * (2 * padded / 4 + 2 * WIDTH + SURVIVOR * WIDTH + pending) + SURVIVOR * PANEL + 3 * pending
         });
         let dense = rows.min(DENSE_ROWS);
         rows * self.d + 2 * dense * BLOCK + BLOCK * self.d + 3 * self.d + self.width + screen
@@ -101,7 +101,11 @@ impl Plan {
             screen: ScreenScratch {
                 bytes: bytemuck::cast_slice_mut(take(2 * rows * padded / 4)),
                 products: bytemuck::cast_slice_mut(take(2 * rows * width)),
-                survivors: bytemuck::cast_slice_mut(take(SURVIVOR * rows * width)),
+                survivors: bytemuck::cast_slice_mut(take(if width > 0 {
+                    SURVIVOR * (rows * width + PANEL)
+                } else {
+                    0
+                })),
                 lower: take(rows * pending),
                 sorted: bytemuck::cast_slice_mut(take(pending)),
                 ids: bytemuck::cast_slice_mut(take(pending)),

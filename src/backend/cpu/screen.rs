@@ -61,10 +61,9 @@ pub(crate) fn screen_tile(
                 tile.wait(survivor.row as usize, latent, survivor.upper, survivor.lower);
             }
         }
-        let done = first + count - latents.start;
-        if tile.exact * SHARE > done * rows {
+        if tile.exact * SHARE > latents.len() * rows {
             (0..rows).for_each(|row| tile.settle(row));
-            return done.min(latents.len());
+            return (first + count).min(latents.end) - latents.start;
         }
     }
     (0..rows).for_each(|row| {
@@ -126,7 +125,7 @@ impl Tile<'_, '_> {
                 floor: if not_finite { f32::INFINITY } else { f32::from_bits(1) },
                 ..token
             };
-            self.state.waiting[row] = 0;
+            (self.state.waiting[row], self.state.due[row]) = (0, self.scratch.screen.sorted.len() / 8);
         }
         fine
     }
@@ -134,12 +133,17 @@ impl Tile<'_, '_> {
     /// Puts a latent that may matter aside.
     fn wait(&mut self, row: usize, latent: usize, upper: f32, lower: f32) {
         let room = self.scratch.screen.sorted.len();
-        if self.state.waiting[row] == room {
+        if self.state.waiting[row] == self.state.due[row] {
             self.sweep(row);
+            if 4 * self.state.waiting[row] > room {
+                self.lift(row);
+            }
             if 2 * self.state.waiting[row] > room {
                 self.exact += self.state.waiting[row];
                 self.settle(row);
             }
+            // A floor that rises early keeps most latents from ever waiting.
+            self.state.due[row] = (2 * self.state.waiting[row]).clamp(room / 8, room);
         }
         let at = row * room + self.state.waiting[row];
         self.scratch.screen.waiting[at] = Key::new(upper, latent as i32);
@@ -153,24 +157,57 @@ impl Tile<'_, '_> {
         if waiting < k {
             return;
         }
-        let ScreenScratch { waiting: keys, lower, sorted, .. } = &mut self.scratch.screen;
+        let ScreenScratch { lower, sorted, .. } = &mut self.scratch.screen;
         let start = row * sorted.len();
-        let (keys, lower) = (&mut keys[start..start + waiting], &mut lower[start..start + waiting]);
-        let sorted = &mut sorted[..waiting];
+        let (lower, sorted) = (&lower[start..start + waiting], &mut sorted[..waiting]);
         // Positive numbers order as their bits do.
-        for (to, &lower) in sorted.iter_mut().zip(&*lower) {
+        for (to, &lower) in sorted.iter_mut().zip(lower) {
             *to = if lower > 0.0 { lower.to_bits() } else { 0 };
         }
         let (_, &mut kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
         let token = &mut self.state.tokens[row];
         token.floor = token.floor.max(f32::from_bits(kth));
-        let mut kept = 0;
-        for i in 0..waiting {
+        self.prune(row);
+    }
+
+    /// Drops the latents that the floor has risen above.
+    fn prune(&mut self, row: usize) {
+        let ScreenScratch { waiting: keys, lower, sorted, .. } = &mut self.scratch.screen;
+        let (token, start, mut kept) = (&self.state.tokens[row], row * sorted.len(), row * sorted.len());
+        for i in start..start + self.state.waiting[row] {
             let stays = !token.rules_out(keys[i].value());
             (keys[kept], lower[kept]) = (keys[i], lower[i]);
             kept += usize::from(stays);
         }
+        self.state.waiting[row] = kept - start;
+    }
+
+    /// Takes the exact scores of the likeliest, whose least is a better floor than bounds are.
+    fn lift(&mut self, row: usize) {
+        let (Some(k), waiting) = (self.job.encoder.selection.k(), self.state.waiting[row]) else { return };
+        if waiting <= k {
+            return;
+        }
+        let ScreenScratch { waiting: keys, lower, sorted, ids, .. } = &mut self.scratch.screen;
+        let start = row * sorted.len();
+        let (keys, lower) = (&mut keys[start..start + waiting], &mut lower[start..start + waiting]);
+        let sorted = &mut sorted[..waiting];
+        sorted.iter_mut().zip(&*keys).for_each(|(to, key)| *to = key.value().to_bits());
+        let (_, &mut kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        let (mut taken, mut kept) = (0, 0);
+        for i in 0..waiting {
+            if taken < k && keys[i].value().to_bits() >= kth {
+                ids[taken] = keys[i].index() as u32;
+                taken += 1;
+            } else {
+                (keys[kept], lower[kept]) = (keys[i], lower[i]);
+                kept += 1;
+            }
+        }
         self.state.waiting[row] = kept;
+        self.exact += taken;
+        self.score_listed(row, taken);
+        self.prune(row);
     }
 
     /// Takes the exact scores of the latents that wait. Where latents compete, the likeliest first: what they come to may
@@ -191,15 +228,22 @@ impl Tile<'_, '_> {
 
     /// Takes the exact scores of some of the latents that wait, of those that may reach the floor.
     fn score(&mut self, row: usize, part: Range<usize>) {
-        let Self { kernels, job, state, scratch, .. } = self;
-        let Job { encoder, .. } = job;
-        let (d, room, capacity) = (encoder.d(), scratch.screen.sorted.len(), capacity(job.gathered()));
-        let keys = &scratch.screen.waiting[row * room + part.start..row * room + part.end];
+        let ScreenScratch { waiting: keys, sorted, ids, .. } = &mut self.scratch.screen;
+        let start = row * sorted.len();
+        let (keys, token) = (&keys[start + part.start..start + part.end], &self.state.tokens[row]);
         let mut count = 0;
-        for key in keys.iter().filter(|key| !state.tokens[row].rules_out(key.value())) {
-            scratch.screen.ids[count] = key.index() as u32;
+        for key in keys.iter().filter(|key| !token.rules_out(key.value())) {
+            ids[count] = key.index() as u32;
             count += 1;
         }
+        self.score_listed(row, count);
+    }
+
+    /// Takes the exact scores of the first `count` latents of the list.
+    fn score_listed(&mut self, row: usize, count: usize) {
+        let Self { kernels, job, state, scratch, .. } = self;
+        let Job { encoder, .. } = job;
+        let (d, capacity) = (encoder.d(), capacity(job.gathered()));
         let (ids, dots) = (&scratch.screen.ids[..count], &mut scratch.screen.dots[..count]);
         let x = &scratch.x[row * d..(row + 1) * d];
         kernels.dots_at(x, encoder.w_enc, ids, dots);

@@ -109,7 +109,8 @@ impl Kernels {
         unsafe { (self.product)(product, out) }
     }
 
-    /// Finds the scores that may reach their tokens' floors; tells how many. There is room for all of them.
+    /// Finds the scores that may reach their tokens' floors; tells how many. `out` has room for all of them, and a panel
+    /// more.
     pub(crate) fn sift(self, sieve: &Sieve<'_>, out: &mut [Survivor]) -> usize {
         self.run(Sift { sieve, out })
     }
@@ -131,39 +132,53 @@ impl Loop for Sift<'_> {
 
 #[inline(always)]
 fn sift(sieve: &Sieve<'_>, out: &mut [Survivor]) -> usize {
-    let width = sieve.scale.len();
-    let mut found = 0;
-    for (row, token) in sieve.tokens.iter().enumerate() {
-        for first in (0..width).step_by(PANEL) {
-            let part = |v: &[f32]| -> [f32; PANEL] { v[first..first + PANEL].try_into().expect("a panel's width") };
-            let products = |row: usize| -> [f32; PANEL] {
-                let at = row * width + first;
-                let products: [i32; PANEL] = sieve.products[at..at + PANEL].try_into().expect("a panel's width");
-                products.map(|p| p as f32)
-            };
-            let (scale, bias, reach) = (part(sieve.scale), part(sieve.bias), part(sieve.reach));
-            let (lost, norm) = (part(sieve.lost), part(sieve.norm));
+    let (width, mut found) = (sieve.scale.len(), 0);
+    for first in (0..width).step_by(PANEL) {
+        let part = |v: &[f32]| -> [f32; PANEL] { v[first..first + PANEL].try_into().expect("a panel's width") };
+        let (scale, bias, reach) = (part(sieve.scale), part(sieve.bias), part(sieve.reach));
+        let (lost, norm) = (part(sieve.lost), part(sieve.norm));
+        let products = |row: usize| -> [f32; PANEL] {
+            let at = row * width + first;
+            let products: [i32; PANEL] = sieve.products[at..at + PANEL].try_into().expect("a panel's width");
+            products.map(|p| p as f32)
+        };
+        for (row, token) in sieve.tokens.iter().enumerate() {
             let mut scores = products(row);
             if token.fine != 0 {
                 let fine = products(token.fine);
                 (0..PANEL).for_each(|c| scores[c] = 256.0 * scores[c] + fine[c]);
             }
-            let mut upper = [0.0; PANEL];
-            let mut lower = [0.0; PANEL];
+            let (mut upper, mut lower) = ([0.0; PANEL], [0.0; PANEL]);
             for c in 0..PANEL {
                 let score = scores[c] * (scale[c] * token.scale) + bias[c];
                 let score = if sieve.magnitude { score.abs() } else { score };
                 let reach = reach[c] + (lost[c] * token.x + norm[c] * token.dx);
                 (upper[c], lower[c]) = (score + reach, score - reach);
             }
-            if upper.iter().fold(false, |any, &upper| any | !token.rules_out(upper)) {
-                for c in (0..PANEL).filter(|&c| !token.rules_out(upper[c])) {
-                    let latent = (first + c) as u32;
-                    out[found] = Survivor { row: row as u32, latent, upper: upper[c], lower: lower[c] };
-                    found += 1;
-                }
+            // Hardly ever does any matter, and the test of all at once is cheap.
+            if !upper.iter().fold(true, |none, &upper| none & token.rules_out(upper)) {
+                found += collect(token, (row, first), &upper, &lower, &mut out[found..]);
             }
         }
+    }
+    found
+}
+
+/// The survivors of a panel; tells how many. `out` has room for all of it.
+#[inline(never)]
+fn collect(
+    token: &Token,
+    (row, first): (usize, usize),
+    upper: &[f32; PANEL],
+    lower: &[f32; PANEL],
+    out: &mut [Survivor],
+) -> usize {
+    let out = out.first_chunk_mut::<PANEL>().expect("room for a panel");
+    let mut found = 0;
+    // Which ones nobody could guess: written each time, kept where they count.
+    for c in 0..PANEL {
+        out[found] = Survivor { row: row as u32, latent: (first + c) as u32, upper: upper[c], lower: lower[c] };
+        found += usize::from(!token.rules_out(upper[c]));
     }
     found
 }

@@ -1,14 +1,19 @@
 //! Products of bytes by AVX2, and by AVX-512 with VNNI.
 
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_si256,
-    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi32,
-    _mm512_storeu_si512, _mm512_sub_epi32,
+    __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi32, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+    _mm256_sign_epi8, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_sub_epi32,
 };
 
 use super::Product;
 use crate::sae::int8::PANEL;
+
+/// So few rows wait for the weights.
+const FEW: usize = 3;
+/// How far ahead of its use memory is asked for, in bytes.
+const AHEAD: usize = 4096;
 
 /// All rows, as many at a time as a tile may have, and what is left over in ever smaller tiles.
 macro_rules! by_rows {
@@ -17,8 +22,9 @@ macro_rules! by_rows {
         let mut first = 0;
         $(while rows - first >= $count {
             match $product.sums.len() / PANEL {
-                1 => $tile::<$count, 1>($product, first, out),
-                _ => $tile::<$count, 2>($product, first, out),
+                // Where memory is waited for, one stream of it after the other.
+                2 if rows > FEW => $tile::<$count, 2>($product, (first, 0), out),
+                panels => (0..panels).for_each(|panel| $tile::<$count, 1>($product, (first, panel), out)),
             }
             first += $count;
         })*
@@ -40,23 +46,32 @@ pub(in super::super) unsafe fn vnni(product: &Product<'_>, out: &mut [i32]) {
 /// # Safety
 /// As [`vnni`]; the rows must be there.
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn vnni_tile<const R: usize, const C: usize>(product: &Product<'_>, first: usize, out: *mut i32) {
+unsafe fn vnni_tile<const R: usize, const C: usize>(
+    product: &Product<'_>,
+    (first, panel): (usize, usize),
+    out: *mut i32,
+) {
     let Product { x, w, sums, padded } = *product;
+    let width = sums.len();
     // SAFETY: the caller's rows and panels, `padded` bytes a row and 16 rows a panel.
     unsafe {
-        let (x, w) = (x.as_ptr().add(first * padded), w.as_ptr());
+        let (x, w) = (x.as_ptr().add(first * padded), w.as_ptr().add(panel * PANEL * padded));
         // Bytes of x are 128 too large.
         let excess: [__m512i; C] = std::array::from_fn(|c| {
             _mm512_sub_epi32(
                 _mm512_setzero_si512(),
-                _mm512_slli_epi32::<7>(_mm512_loadu_si512(sums.as_ptr().add(16 * c).cast())),
+                _mm512_slli_epi32::<7>(_mm512_loadu_si512(sums.as_ptr().add((panel + c) * PANEL).cast())),
             )
         });
         let mut totals = [excess; R];
         for j in (0..padded).step_by(4) {
             let mut columns = [_mm512_setzero_si512(); C];
             for (c, column) in columns.iter_mut().enumerate() {
-                *column = _mm512_loadu_si512(w.add(c * 16 * padded + 16 * j).cast());
+                let at = w.add(c * PANEL * padded + PANEL * j);
+                if R <= FEW {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD));
+                }
+                *column = _mm512_loadu_si512(at.cast());
             }
             for (r, totals) in totals.iter_mut().enumerate() {
                 let four = _mm512_set1_epi32(x.add(r * padded + j).cast::<i32>().read_unaligned());
@@ -67,7 +82,7 @@ unsafe fn vnni_tile<const R: usize, const C: usize>(product: &Product<'_>, first
         }
         for (r, totals) in totals.iter().enumerate() {
             for (c, &total) in totals.iter().enumerate() {
-                _mm512_storeu_si512(out.add((first + r) * 16 * C + 16 * c).cast(), total);
+                _mm512_storeu_si512(out.add((first + r) * width + (panel + c) * PANEL).cast(), total);
             }
         }
     }
@@ -88,11 +103,16 @@ pub(in super::super) unsafe fn avx2(product: &Product<'_>, out: &mut [i32]) {
 /// # Safety
 /// As [`avx2`]; the rows must be there.
 #[target_feature(enable = "avx2")]
-unsafe fn avx2_tile<const R: usize, const C: usize>(product: &Product<'_>, first: usize, out: *mut i32) {
-    let Product { x, w, padded, .. } = *product;
+unsafe fn avx2_tile<const R: usize, const C: usize>(
+    product: &Product<'_>,
+    (first, panel): (usize, usize),
+    out: *mut i32,
+) {
+    let Product { x, w, sums, padded } = *product;
+    let width = sums.len();
     // SAFETY: the caller's rows and panels, `padded` bytes a row and 16 rows a panel.
     unsafe {
-        let (x, w) = (x.as_ptr().add(first * padded), w.as_ptr());
+        let (x, w) = (x.as_ptr().add(first * padded), w.as_ptr().add(panel * PANEL * padded));
         let ones = _mm256_set1_epi16(1);
         let mut totals = [[[_mm256_setzero_si256(); 2]; C]; R];
         for j in (0..padded).step_by(4) {
@@ -112,7 +132,7 @@ unsafe fn avx2_tile<const R: usize, const C: usize>(product: &Product<'_>, first
         }
         for (r, totals) in totals.iter().enumerate() {
             for (c, &[low, high]) in totals.iter().enumerate() {
-                let out = out.add((first + r) * 16 * C + 16 * c);
+                let out = out.add((first + r) * width + (panel + c) * PANEL);
                 _mm256_storeu_si256(out.cast(), low);
                 _mm256_storeu_si256(out.add(8).cast(), high);
             }
