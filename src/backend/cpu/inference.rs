@@ -181,7 +181,7 @@ impl Operations for CpuSession {
         let decoder = Decoder::of(&core.sae);
         let (d_in, d_out) = (core.sae.spec().d_in, core.sae.spec().d_out);
         core.each_row(&slots, features.rows(), &|row, scratch| {
-            let RowScratch { sum, weights, raw, values } = &mut scratch.row;
+            let RowScratch { sum, weights, raw, values, .. } = &mut scratch.row;
             let sum = &mut sum[..d_out];
             if features.counts.element::<i32>(row) < 0 {
                 // SAFETY: each row is worked on by one thread.

@@ -112,7 +112,13 @@ impl Plan {
                 dots: take(pending),
                 waiting,
             },
-            row: RowScratch { sum: take(self.d), weights: take(self.d), raw: take(self.d), values: take(self.width) },
+            row: RowScratch {
+                sum: take(self.d),
+                weights: take(self.d),
+                raw: take(self.d),
+                values: take(self.width),
+                steered: None,
+            },
             keys,
         }
     }
@@ -169,6 +175,8 @@ pub(crate) struct RowScratch<'a> {
     pub raw: &'a mut [f32],
     /// A token's feature values, converted.
     pub values: &'a mut [f32],
+    /// While steering: the slot whose effect `sum` holds.
+    pub steered: Option<i32>,
 }
 
 /// The workers' memories, handed out by number to bodies that run at the same time.

@@ -110,8 +110,14 @@ impl Steer<'_> {
     ) {
         let spec = self.core.sae.spec();
         let (delta, y) = (&mut scratch.sum[..spec.d_out], &mut scratch.raw[..spec.d_out]);
-        if !sum_edits(self.core.kernels, &self.decoder, edits, delta, activation) {
-            return self.leave_alone(row);
+        // Rows that follow each other often share a list, whose effect is one if it depends on no activation.
+        let slot = self.slot(row).unwrap_or(0);
+        if scratch.steered != Some(slot) {
+            scratch.steered = None;
+            if !sum_edits(self.core.kernels, &self.decoder, edits, delta, activation) {
+                return self.leave_alone(row);
+            }
+            scratch.steered = Some(slot).filter(|_| !edits.iter().any(Edit::needs_activation));
         }
         self.y().read_row(row, y);
         if !all_finite(y) {
