@@ -24,7 +24,7 @@ use super::rows::{Rows, Values};
 /// The loops of one instruction set; cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Kernels {
-    /// `scalar`, `avx2`, `avx512`, `vnni`, `neon`.
+    /// `scalar`, `avx2`, `avx512`, `vnni`, `amx`, `neon`, `dotprod`.
     pub name: &'static str,
     set: loops::Set,
     /// Whether products of bytes are so much faster than those of f32 that bounding scores by them pays.
@@ -65,7 +65,7 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         all.extend(x86::supported());
         #[cfg(target_arch = "aarch64")]
-        all.push(neon::KERNELS);
+        all.extend(neon::supported());
         all
     }
 

@@ -1,4 +1,4 @@
-//! NEON, which every aarch64 machine has.
+//! NEON, which every aarch64 machine has, and its dot products of bytes, which most have.
 
 use std::arch::aarch64::{
     float32x4_t, vadd_f32, vaddq_f32, vdupq_n_f32, vfmaq_f32, vget_high_f32, vget_lane_f32, vget_low_f32, vld1_u16,
@@ -13,7 +13,13 @@ use super::int8;
 use super::lanes::{self, Lanes};
 use super::loops::Set;
 
-pub(super) const KERNELS: Kernels = Kernels {
+/// The sets this machine runs, slowest first.
+pub(super) fn supported() -> impl Iterator<Item = Kernels> {
+    let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
+    [Some(NEON), dotprod.then_some(DOTPROD)].into_iter().flatten()
+}
+
+const NEON: Kernels = Kernels {
     name: "neon",
     set: Set::Baseline,
     fast_products: false,
@@ -22,8 +28,10 @@ pub(super) const KERNELS: Kernels = Kernels {
     axpy: lanes::axpy::<Neon>,
     dots_at: gather::dots_at::<Neon>,
     add_rows_at: gather::add_rows_at::<Neon>,
-    product: int8::scalar_product,
+    product: int8::neon::plain,
 };
+
+const DOTPROD: Kernels = Kernels { name: "dotprod", fast_products: true, product: int8::neon::dotprod, ..NEON };
 
 /// Lanes 0 to 3, 4 to 7, 8 to 11, 12 to 15.
 #[derive(Clone, Copy)]

@@ -23,7 +23,9 @@ pub(super) fn supported() -> impl Iterator<Item = Kernels> {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
     let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
-    [avx2.then_some(AVX2), avx512.then_some(AVX512), vnni.then_some(VNNI)].into_iter().flatten()
+    let amx = vnni && int8::amx::supported();
+    let sets = [avx2.then_some(AVX2), avx512.then_some(AVX512), vnni.then_some(VNNI), amx.then_some(AMX)];
+    sets.into_iter().flatten()
 }
 
 /// Compiles the algorithms for an instruction set and lists them.
@@ -73,6 +75,8 @@ macro_rules! kernels {
 kernels!(AVX2, "avx2", "avx2,fma,f16c", Avx2, 2, 3, int8::x86::avx2);
 kernels!(AVX512, "avx512", "avx512f,avx512dq,avx2,fma,f16c", Avx512, 4, 6, int8::x86::avx2);
 kernels!(VNNI, "vnni", "avx512f,avx512dq,avx512vnni,avx2,fma,f16c", Avx512, 4, 6, int8::x86::vnni);
+
+const AMX: Kernels = Kernels { name: "amx", product: int8::amx::product, ..VNNI };
 
 #[derive(Clone, Copy)]
 struct Avx2(__m256, __m256);

@@ -3,6 +3,10 @@
 //! `x` holds q + 128 of each token's numbers, `[rows, padded]`, since some processors multiply signed by unsigned bytes;
 //! `w` one or two panels of [`Int8Rows`](crate::sae::int8::Int8Rows), `[padded / 4][16][4]` each.
 
+#[cfg(any(target_arch = "x86_64", test))]
+pub(super) mod amx;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
