@@ -4,7 +4,7 @@ use super::Kernels;
 
 use super::prepare::denormalize_row;
 use super::rows::Rows;
-use crate::sae::{Sae, Spec};
+use crate::sae::{Matrix, Sae, Spec};
 
 /// Features added at once.
 const BATCH: usize = 64;
@@ -16,7 +16,7 @@ pub(crate) struct Decoder<'a> {
     w_dec: Rows<'a>,
     b_dec: &'a [f32],
     norms: Option<&'a [f32]>,
-    w_skip: Option<Rows<'a>>,
+    w_skip: Option<&'a Matrix>,
 }
 
 impl<'a> Decoder<'a> {
@@ -27,7 +27,7 @@ impl<'a> Decoder<'a> {
             w_dec: Rows::Matrix(&weights.w_dec),
             b_dec: &weights.b_dec,
             norms: sae.decoder_norms().filter(|_| sae.spec().rescale_by_decoder_norm),
-            w_skip: weights.w_skip.as_ref().map(Rows::Matrix),
+            w_skip: weights.w_skip.as_ref(),
         }
     }
 
@@ -62,20 +62,15 @@ impl<'a> Decoder<'a> {
         sum.copy_from_slice(self.b_dec);
     }
 
-    /// The end of a reconstruction: back to the model's scale, and the skip path over the raw input.
-    pub(crate) fn finish(
-        &self,
-        kernels: Kernels,
-        state: [f32; 2],
-        raw: Option<&[f32]>,
-        row: &mut [f32],
-        sum: &mut [f32],
-    ) {
+    /// The end of a reconstruction but for the skip path: back to the model's scale.
+    pub(crate) fn finish(&self, kernels: Kernels, state: [f32; 2], row: &mut [f32], sum: &mut [f32]) {
         denormalize_row(kernels, self.spec, state, sum, &mut row[..sum.len()]);
-        if let (Some(w_skip), Some(raw)) = (self.w_skip, raw) {
-            for (r, out) in sum.iter_mut().enumerate() {
-                *out += kernels.dot(w_skip.get(r, 1, &mut row[..raw.len()]), raw);
-            }
+    }
+
+    /// What the skip path adds to the reconstructions of tokens, `[tokens, d_out]`, from their raw inputs.
+    pub(crate) fn skip(&self, kernels: Kernels, raw: &[f32], out: &mut [f32]) {
+        if let Some(w_skip) = self.w_skip {
+            kernels.scores(raw, w_skip.into(), self.spec.d_in, out);
         }
     }
 

@@ -134,9 +134,9 @@ impl<'a> Encoder<'a> {
         let rows = rows.len();
         let scores = &mut scratch.scores[..rows * count];
         let second = &mut scratch.second[..rows * count];
-        kernels.scores(x, self.w_enc.get(first, count, scratch.weights), d, scores);
+        kernels.scores(x, self.w_enc.get(kernels, (first, count), rows, scratch.weights), d, scores);
         if let Some((w_glu, _)) = self.glu {
-            kernels.scores(x, w_glu.get(first, count, scratch.weights), d, second);
+            kernels.scores(x, w_glu.get(kernels, (first, count), rows, scratch.weights), d, second);
         }
         for (scores, second) in scores.chunks_exact_mut(count).zip(second.chunks_exact(count)) {
             self.finish(first, wanted, scores, second);

@@ -180,25 +180,38 @@ impl Operations for CpuSession {
         let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
         let decoder = Decoder::of(&core.sae);
         let (d_in, d_out) = (core.sae.spec().d_in, core.sae.spec().d_out);
-        core.each_row(&slots, features.rows(), &|row, scratch| {
-            let RowScratch { sum, weights, raw, values, .. } = &mut scratch.row;
-            let sum = &mut sum[..d_out];
+        let decode = |row: usize, skip: Option<&[f32]>, scratch: &mut RowScratch<'_>| {
+            let sum = &mut scratch.sum[..d_out];
             if features.counts.element::<i32>(row) < 0 {
                 // SAFETY: each row is worked on by one thread.
                 return unsafe { write_nan(&out, row, sum) };
             }
-            let values = &mut values[..features.width()];
+            let values = &mut scratch.values[..features.width()];
             features.values.read_row(row, values);
             decoder.start(sum);
             let listed = features.indices.row::<i32>(row).iter().copied().zip(values.iter().copied());
             core.ignore(decoder.add(core.kernels, listed, sum));
-            let raw = x.filter(|_| decoder.has_skip()).map(|x| {
-                x.read_row(row, &mut raw[..d_in]);
-                &raw[..d_in]
-            });
-            decoder.finish(core.kernels, features.state(row), raw, weights, sum);
-            // SAFETY: each row is worked on by one thread.
+            decoder.finish(core.kernels, features.state(row), scratch.weights, sum);
+            if let Some(skip) = skip {
+                add(sum, skip);
+            }
+            // SAFETY: each row is worked on by one thread, and what x holds there was read before.
             unsafe { out.shared_write_row(row, sum) };
+        };
+        let Some(x) = x.filter(|_| decoder.has_skip()) else {
+            core.each_row(&slots, features.rows(), &|row, scratch| decode(row, None, &mut scratch.row));
+            return Ok(());
+        };
+        core.pool.run_ranges(features.rows(), &|slot, rows| {
+            // SAFETY: range numbers are given once each.
+            let Scratch { x: raw, weights, row: scratch, .. } = &mut unsafe { slots.get(slot) };
+            for first in rows.clone().step_by(DENSE_ROWS) {
+                let tile = first..rows.end.min(first + DENSE_ROWS);
+                let (raw, skip) = (&mut raw[..tile.len() * d_in], &mut weights[..tile.len() * d_out]);
+                tile.clone().zip(raw.chunks_exact_mut(d_in)).for_each(|(row, raw)| x.read_row(row, raw));
+                decoder.skip(core.kernels, raw, skip);
+                tile.zip(skip.chunks_exact(d_out)).for_each(|(row, skip)| decode(row, Some(skip), scratch));
+            }
         });
         Ok(())
     }
@@ -224,12 +237,13 @@ impl Operations for CpuSession {
                 Prepared::Ready(state) => {
                     decoder.start(sum);
                     decoder.add(core.kernels, token.keys.iter().map(|key| (key.index(), key.value())), sum);
-                    let raw = decoder.has_skip().then(|| {
-                        let raw = &mut raw[..d_in];
-                        read_row(&input, token.row, &mut weights[..d_in], raw);
-                        &*raw
-                    });
-                    decoder.finish(core.kernels, state, raw, weights, sum);
+                    decoder.finish(core.kernels, state, weights, sum);
+                    if decoder.has_skip() {
+                        let (raw, skip) = (&mut raw[..d_in], &mut weights[..d_in.max(d_out)]);
+                        read_row(&input, token.row, &mut skip[..d_in], raw);
+                        decoder.skip(core.kernels, raw, &mut skip[..d_out]);
+                        add(sum, &skip[..d_out]);
+                    }
                 }
             }
             // SAFETY: each row is given to the sink once, and its input was read before.
@@ -275,7 +289,7 @@ impl Operations for CpuSession {
         }
         let listed = &listed[..to_encode];
         core.each_row(&slots, rows, &|row, scratch| {
-            if !call.must_encode(row) {
+            if listed.binary_search(&(row as u32)).is_err() {
                 call.steer_alone(row, scratch);
             }
         });
@@ -313,6 +327,10 @@ impl Operations for CpuSession {
     fn ignored_indices(&self) -> u64 {
         self.core.ignored.load(Ordering::Relaxed)
     }
+}
+
+fn add(sum: &mut [f32], more: &[f32]) {
+    sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
 }
 
 impl Core {

@@ -5,8 +5,12 @@ use std::ops::Range;
 use bytemuck::cast_slice;
 use half::{bf16, f16};
 
+use super::Kernels;
 use crate::sae::Matrix;
 use crate::tensor::DType;
+
+/// So many tokens are sooner multiplied with weights that are widened anew for each of them.
+const FEW: usize = 4;
 
 /// Weights in their own type.
 #[derive(Clone, Copy)]
@@ -14,6 +18,24 @@ pub(crate) enum Values<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     BF16(&'a [bf16]),
+}
+
+impl Values<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::BF16(values) => values.len(),
+        }
+    }
+
+    fn part(self, span: Range<usize>) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(&values[span]),
+            Self::F16(values) => Self::F16(&values[span]),
+            Self::BF16(values) => Self::BF16(&values[span]),
+        }
+    }
 }
 
 impl<'a> From<&'a Matrix> for Values<'a> {
@@ -81,18 +103,38 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Rows as f32, converted into `scratch` where they are kept in another type.
-    pub(crate) fn get(self, first: usize, count: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        match self {
-            Self::Matrix(m) => m.rows_f32(first, count, scratch),
-            Self::F32 { values, d } => &values[first * d..(first + count) * d],
-            Self::Picked { values, d, ids } => {
-                let out = &mut scratch[..count * d];
-                for (row, &id) in out.chunks_exact_mut(d).zip(&ids[first..first + count]) {
-                    row.copy_from_slice(&values[id as usize * d..(id as usize + 1) * d]);
-                }
-                out
+    /// The rows from `first` on, for `tokens` to be multiplied with: in their own type if those are few, else widened once
+    /// for all of them, in `scratch`.
+    pub(crate) fn get(
+        self,
+        kernels: Kernels,
+        (first, count): (usize, usize),
+        tokens: usize,
+        scratch: &'a mut [f32],
+    ) -> Values<'a> {
+        let d = self.d();
+        let span = first * d..(first + count) * d;
+        let values = match self {
+            Self::Matrix(m) => Values::from(m).part(span),
+            Self::F32 { values, .. } => return Values::F32(&values[span]),
+            Self::Picked { values, ids, .. } => {
+                return Values::F32(pick(values, d, &ids[first..first + count], scratch));
             }
+        };
+        if tokens <= FEW || matches!(values, Values::F32(_)) {
+            return values;
         }
+        let out = &mut scratch[..count * d];
+        kernels.widen(values, out);
+        Values::F32(out)
     }
+}
+
+/// Brings rows together in `out`.
+pub(crate) fn pick<'a>(values: &[f32], d: usize, ids: &[u32], out: &'a mut [f32]) -> &'a [f32] {
+    let out = &mut out[..ids.len() * d];
+    for (row, &id) in out.chunks_exact_mut(d).zip(ids) {
+        row.copy_from_slice(&values[id as usize * d..(id as usize + 1) * d]);
+    }
+    out
 }

@@ -2,8 +2,13 @@
 
 use half::{bf16, f16};
 
+use crate::backend::cpu::rows::Values;
+
 /// How many partial sums a dot product keeps. 16 fill one AVX-512 register, two of AVX2, four of NEON, half a warp.
 pub(super) const LANES: usize = 16;
+
+/// How far ahead weights are fetched that are widened one after another.
+const WIDEN_AHEAD: usize = 2048;
 
 /// Sixteen f32 numbers in registers.
 ///
@@ -73,8 +78,8 @@ impl Weight for bf16 {
 #[inline(always)]
 pub(super) unsafe fn prefetch<L: Lanes, W, const C: usize>(rows: [*const W; C], j: usize) {
     if (j * size_of::<W>()).is_multiple_of(64) {
-        // SAFETY: the caller's rows are longer than j.
-        rows.iter().for_each(|row| unsafe { L::prefetch(row.add(j).cast()) });
+        // SAFETY: the caller has the instructions; fetching is harmless wherever it points.
+        rows.iter().for_each(|row| unsafe { L::prefetch(row.wrapping_add(j).cast()) });
     }
 }
 
@@ -173,7 +178,24 @@ pub(super) unsafe fn tile<L: Lanes, W: Weight, const R: usize, const C: usize>(
 /// # Safety
 /// The machine must have `L`'s instructions; the shapes must fit.
 #[inline(always)]
-pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(x: &[f32], w: &[f32], d: usize, out: &mut [f32]) {
+pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(
+    x: &[f32],
+    w: Values<'_>,
+    d: usize,
+    out: &mut [f32],
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match w {
+            Values::F32(w) => pairs::<L, f32, R, C>(x, w, d, out),
+            Values::F16(w) => pairs::<L, _, R, C>(x, w, d, out),
+            Values::BF16(w) => pairs::<L, _, R, C>(x, w, d, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pairs<L: Lanes, W: Weight, const R: usize, const C: usize>(x: &[f32], w: &[W], d: usize, out: &mut [f32]) {
     let (rows, cols) = (x.len() / d, w.len() / d);
     let mut c = 0;
     while c < cols {
@@ -181,14 +203,15 @@ pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(x: &[f32],
         let mut r = 0;
         while r < rows {
             let out = &mut out[r * cols + c..];
-            // SAFETY: R (or 1) rows from r and C (or 1) rows from c are within the slices.
+            // SAFETY: R (or 1) rows from r and C (or 1) rows from c are within the slices; those ahead are not read.
             unsafe {
                 let (x, w) = (x.as_ptr().add(r * d), w.as_ptr().add(c * d));
+                let ahead = (r == 0).then(|| neighbours(w.wrapping_add(C * d), d));
                 match (r + R <= rows, wide) {
-                    (true, true) => tile::<L, f32, R, C>(x, neighbours(w, d), None, d, out, cols),
-                    (true, false) => tile::<L, f32, R, 1>(x, [w], None, d, out, cols),
-                    (false, true) => tile::<L, f32, 1, C>(x, neighbours(w, d), None, d, out, cols),
-                    (false, false) => tile::<L, f32, 1, 1>(x, [w], None, d, out, cols),
+                    (true, true) => tile::<L, W, R, C>(x, neighbours(w, d), ahead, d, out, cols),
+                    (true, false) => tile::<L, W, R, 1>(x, [w], None, d, out, cols),
+                    (false, true) => tile::<L, W, 1, C>(x, neighbours(w, d), ahead, d, out, cols),
+                    (false, false) => tile::<L, W, 1, 1>(x, [w], None, d, out, cols),
                 }
             }
             r += if r + R <= rows { R } else { 1 };
@@ -199,9 +222,42 @@ pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(x: &[f32],
 
 /// Rows one after another.
 #[inline(always)]
-unsafe fn neighbours<W, const C: usize>(w: *const W, d: usize) -> [*const W; C] {
-    // SAFETY: the caller has C rows here.
-    std::array::from_fn(|c| unsafe { w.add(c * d) })
+fn neighbours<W, const C: usize>(w: *const W, d: usize) -> [*const W; C] {
+    std::array::from_fn(|c| w.wrapping_add(c * d))
+}
+
+/// See [`Kernels::widen`](super::Kernels::widen).
+///
+/// # Safety
+/// The machine must have `L`'s instructions; the slices must be equally long.
+#[inline(always)]
+pub(super) unsafe fn widen<L: Lanes>(from: Values<'_>, to: &mut [f32]) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match from {
+            Values::F32(from) => to.copy_from_slice(from),
+            Values::F16(from) => widen_from::<L, _>(from, to),
+            Values::BF16(from) => widen_from::<L, _>(from, to),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn widen_from<L: Lanes, W: Weight>(from: &[W], to: &mut [f32]) {
+    let whole = whole(to.len());
+    // SAFETY: reads and writes stay below the common length; what is ahead is not read.
+    unsafe {
+        for j in (0..whole).step_by(LANES) {
+            prefetch::<L, W, 1>([from.as_ptr().wrapping_add(WIDEN_AHEAD)], j);
+            W::load::<L>(from.as_ptr().add(j)).store(to.as_mut_ptr().add(j));
+        }
+        if whole < to.len() {
+            let mut padded = [0.0; LANES];
+            let count = to.len() - whole;
+            load_tail::<L, W>(from.as_ptr().add(whole), count).store(padded.as_mut_ptr());
+            to[whole..].copy_from_slice(&padded[..count]);
+        }
+    }
 }
 
 /// `y = fma(a, x, y)`, element by element.

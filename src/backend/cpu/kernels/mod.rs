@@ -30,10 +30,11 @@ pub struct Kernels {
     /// Whether products of bytes are so much faster than those of f32 that bounding scores by them pays.
     pub(crate) fast_products: bool,
     dot: unsafe fn(&[f32], &[f32]) -> f32,
-    scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    scores: unsafe fn(&[f32], Values<'_>, usize, &mut [f32]),
     axpy: unsafe fn(f32, &[f32], &mut [f32]),
     dots_at: unsafe fn(&[f32], Values<'_>, &[u32], &mut [f32]),
     add_rows_at: unsafe fn(&mut [f32], Values<'_>, &[u32], &[f32]),
+    widen: unsafe fn(Values<'_>, &mut [f32]),
     product: int8::ProductFn,
 }
 
@@ -89,7 +90,7 @@ impl Kernels {
     }
 
     /// `out[r, c] = dot(x[r], w[c])` for `x [rows, d]`, `w [cols, d]`, `out [rows, cols]`, all dense.
-    pub fn scores(self, x: &[f32], w: &[f32], d: usize, out: &mut [f32]) {
+    pub(crate) fn scores(self, x: &[f32], w: Values<'_>, d: usize, out: &mut [f32]) {
         assert!(d > 0 && x.len().is_multiple_of(d) && w.len().is_multiple_of(d));
         assert_eq!(out.len(), (x.len() / d) * (w.len() / d));
         // SAFETY: a set is only handed out where the machine runs it; the shapes fit, as just checked.
@@ -101,6 +102,13 @@ impl Kernels {
         assert_eq!(x.len(), y.len());
         // SAFETY: a set is only handed out where the machine runs it; lengths are equal.
         unsafe { (self.axpy)(a, x, y) }
+    }
+
+    /// Weights as f32, which hold them exactly.
+    pub(crate) fn widen(self, from: Values<'_>, to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        // SAFETY: a set is only handed out where the machine runs it; lengths are equal.
+        unsafe { (self.widen)(from, to) }
     }
 
     /// `out[i] = dot(rows[ids[i]], x)`: the rows of a list, wherever they lie.

@@ -27,6 +27,7 @@ const NEON: Kernels = Kernels {
     scores: lanes::scores::<Neon, 2, 2>,
     axpy: lanes::axpy::<Neon>,
     dots_at: gather::dots_at::<Neon>,
+    widen: lanes::widen::<Neon>,
     add_rows_at: gather::add_rows_at::<Neon>,
     product: int8::neon::plain,
 };

@@ -14,6 +14,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     scores: lanes::scores::<Plain, 1, 1>,
     axpy: lanes::axpy::<Plain>,
     dots_at: gather::dots_at::<Plain>,
+    widen: lanes::widen::<Plain>,
     add_rows_at: gather::add_rows_at::<Plain>,
     product: int8::scalar_product,
 };

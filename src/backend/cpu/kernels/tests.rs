@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::Kernels;
 use super::int8::Product;
-use crate::backend::cpu::rows::Rows;
+use crate::backend::cpu::rows::{Rows, Values};
 use crate::sae::Matrix;
 use crate::tensor::DType;
 
@@ -47,7 +47,7 @@ proptest! {
         let w: Vec<f32> = (0..cols * d).map(|i| seed[(i * 17 + 5) % 97]).collect();
         for kernels in Kernels::all_supported() {
             let mut out = vec![0.0; rows * cols];
-            kernels.scores(&x, &w, d, &mut out);
+            kernels.scores(&x, Values::F32(&w), d, &mut out);
             for (i, &found) in out.iter().enumerate() {
                 let (a, b) = (&x[i / cols * d..][..d], &w[i % cols * d..][..d]);
                 let expected = by_definition(a, b);
@@ -93,6 +93,18 @@ proptest! {
             ];
             for kernels in Kernels::all_supported() {
                 for (rows, ids_there) in &sources {
+                    for tokens in [1, 5] {
+                        let x: Vec<f32> = (0..tokens * d).map(|i| seed[i * 31 % 97]).collect();
+                        let mut scratch = vec![0.0; n * d];
+                        let block = rows.get(kernels, (0, n), tokens, &mut scratch);
+                        let mut scores = vec![0.0; tokens * n];
+                        kernels.scores(&x, block, d, &mut scores);
+                        for (i, &found) in scores.iter().enumerate() {
+                            let id = if matches!(rows, Rows::Picked { .. }) { n - 1 - i % n } else { i % n };
+                            let expected = by_definition(&x[i / n * d..][..d], &row(id as u32));
+                            prop_assert!(same(found, expected), "{} {dtype}: {found:?}, {expected:?}", kernels.name);
+                        }
+                    }
                     let mut dots = vec![0.0; ids.len()];
                     kernels.dots_at(&x, *rows, ids_there, &mut dots);
                     for (&id, &found) in ids.iter().zip(&dots) {

@@ -38,7 +38,7 @@ macro_rules! kernels {
                 unsafe { lanes::dot::<$lanes>(a, b) }
             }
             #[target_feature(enable = $features)]
-            unsafe fn scores(x: &[f32], w: &[f32], d: usize, out: &mut [f32]) {
+            unsafe fn scores(x: &[f32], w: Values<'_>, d: usize, out: &mut [f32]) {
                 // SAFETY: compiled for the set; the caller's promise for the rest.
                 unsafe { lanes::scores::<$lanes, $rows, $cols>(x, w, d, out) };
             }
@@ -57,6 +57,11 @@ macro_rules! kernels {
                 // SAFETY: compiled for the set; the caller's promise for the rest.
                 unsafe { gather::add_rows_at::<$lanes>(sum, w, ids, z) };
             }
+            #[target_feature(enable = $features)]
+            unsafe fn widen(from: Values<'_>, to: &mut [f32]) {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { lanes::widen::<$lanes>(from, to) };
+            }
             Kernels {
                 name: $label,
                 set: Set::$lanes,
@@ -66,6 +71,7 @@ macro_rules! kernels {
                 axpy,
                 dots_at,
                 add_rows_at,
+                widen,
                 product: $product,
             }
         };

@@ -5,7 +5,7 @@ use super::forward::{Problem, Reconstruction, squared_deviation};
 use super::state::State;
 use crate::backend::cpu::encode::Workers;
 use crate::backend::cpu::encoder::Encoder;
-use crate::backend::cpu::rows::Rows;
+use crate::backend::cpu::rows::{Rows, pick};
 use crate::backend::training::{LossParameters, TrainingShape};
 use crate::error::Result;
 use crate::tensor::Array;
@@ -60,10 +60,9 @@ impl Aux {
             return 0.0;
         }
         let ids = &self.dead[..dead];
-        let picked = Rows::Picked { values: &weights.w_enc, d, ids };
         let rows = match self.w_enc.get_mut(..dead * d) {
-            Some(together) => Rows::F32 { values: picked.get(0, dead, together), d },
-            None => picked,
+            Some(together) => Rows::F32 { values: pick(&weights.w_enc, d, ids, together), d },
+            None => Rows::Picked { values: &weights.w_enc, d, ids },
         };
         let encoder = Encoder::top_k(rows, &self.b_enc[..dead], self.k);
         // Gradients are sums over tokens that the step divides by their number; the loss is a ratio, free of it.
