@@ -73,14 +73,14 @@ unsafe fn add_columns<const R: usize, const LANE: u8>(
     for i in 0..4 {
         // SAFETY: the caller's columns.
         let latents = unsafe { vld1q_s8(w.add(16 * i)) };
-        for r in 0..R {
+        for (totals, &token) in totals.iter_mut().zip(tokens) {
             // SAFETY: the machine has the instruction, whose intrinsic is not stable yet; it works on registers alone.
             unsafe {
                 asm!(
                     "sdot {to:v}.4s, {latents:v}.16b, {token:v}.4b[{lane}]",
-                    to = inlateout(vreg) totals[r][i],
+                    to = inlateout(vreg) totals[i],
                     latents = in(vreg) latents,
-                    token = in(vreg) tokens[r],
+                    token = in(vreg) token,
                     lane = const LANE,
                     options(pure, nomem, nostack, preserves_flags),
                 );
