@@ -1197,7 +1197,9 @@ typedef struct sae_train_progress {
   uint32_t reserved;
 } sae_train_progress;
 
-/// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`.
+/// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`. It takes about 41 bytes for each of
+/// `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the encoder speeds it up), and for each
+/// token of the largest batch 8 `d` + 24 `k`.
 sae_status sae_trainer_create(const sae_train_options *options,
                               sae_trainer **out,
                               sae_error **error);

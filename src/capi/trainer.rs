@@ -81,7 +81,9 @@ sized!(sae_train_options: d, n_latents, k, k_aux, max_batch_tokens, dead_after_t
     pool, convention, learning_rate, decay_fraction, aux_coefficient, adam_beta1, adam_beta2, adam_epsilon, clip_norm,
     ema_decay, normalization, flags);
 
-/// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`.
+/// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`. It takes about 41 bytes for each of
+/// `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the encoder speeds it up), and for each
+/// token of the largest batch 8 `d` + 24 `k`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_trainer_create(
     options: *const sae_train_options,
