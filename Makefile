@@ -46,6 +46,7 @@ ports: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = qemu-aarch64 -L /u
 ports:
 	$(CARGO) test --target $(ARM) --lib
 	PROPTEST_CASES=50 $(CARGO) test --target $(ARM) --test session --test training_kernels
+	PROPTEST_CASES=4 $(CARGO) test --target $(ARM) --test screen nothing_gets_lost
 	$(CARGO) check --lib --target aarch64-apple-darwin --target x86_64-pc-windows-gnu
 
 # The original libraries, in build/python.

@@ -380,3 +380,48 @@ fn dense_activations_agree_with_screened_ones() {
     }
     assert!(counts.iter().any(|&count| count > 10), "{counts:?}");
 }
+
+/// A TopK SAE with every row of W_enc one number, and every row of W_dec of one norm, by which scores are multiplied.
+fn even_sae(w: &[f32], b_enc: Vec<f32>, norm: f32, k: usize) -> Arc<Sae> {
+    const D: usize = 64;
+    let n = w.len();
+    let w_enc: Vec<f32> = w.iter().flat_map(|&w| [w; D]).collect();
+    let w_dec: Vec<f32> = (0..n * D).map(|i| if i % D == 0 { norm } else { 0.0 }).collect();
+    let matrix = |values: &[f32]| Matrix::from_f32(values, n, D).unwrap();
+    let mut spec = Spec::new(Architecture::TopK { k }, D, n);
+    (spec.rescale_by_decoder_norm, spec.subtract_b_dec) = (true, false);
+    Arc::new(Sae::new(spec, Weights::new(matrix(&w_enc), b_enc, matrix(&w_dec), vec![0.0; D])).unwrap())
+}
+
+/// Where factors lie below what f32 can say, and what they are multiplied by far above.
+#[test]
+fn small_factors_of_large_tokens() {
+    let w: Vec<f32> = (0..64).map(|i| 1e-31 * (1.0 + (i * 37 % 64) as f32 / 64.0)).collect();
+    check(&even_sae(&w, vec![0.0; 64], 1e-20, 2), &[1e36; 2 * 64], 2, &"small factors");
+}
+
+/// A score that is infinite before it is multiplied by a small norm belongs to no active latent, and spares no other.
+#[test]
+fn scores_that_leave_f32_on_the_way() {
+    let mut w: Vec<f32> = (0..64).map(|i| 1.0 + i as f32 / 64.0).collect();
+    w[0] = 1e33;
+    let mut b_enc = vec![0.0; 64];
+    b_enc[0] = f32::MAX;
+    let sae = even_sae(&w, b_enc, 1e-10, 1);
+    check(&sae, &[1.0; 6 * 64], 1, &"infinite on the way");
+    assert_eq!(outcome(&sae, &[1.0; 64], 1, Kernels::best().unwrap(), 1, Screen::Always).1, [63]);
+}
+
+/// The waiting list's memory follows from the latents there are, not from a k beyond them, and stays small for large ones.
+#[test]
+fn memory_follows_from_the_latents_there_are() {
+    let w: Vec<f32> = (0..3000).map(|i| i as f32 / 3000.0).collect();
+    let whole = even_sae(&w, vec![0.0; 3000], 1.0, 2900);
+    let shard = Arc::new(whole.shard(100, 64).unwrap());
+    for (sae, most) in [(&whole, 40 << 20), (&shard, 8 << 20)] {
+        let options = SessionOptions { screen: Screen::Always, ..SessionOptions::default() };
+        let memory = Session::memory(sae, &options).unwrap();
+        assert!(memory.workspace < most, "{memory:?}");
+    }
+    check(&shard, &[1.0; 5 * 64], 64, &"a shard with fewer latents than k");
+}

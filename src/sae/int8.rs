@@ -174,7 +174,8 @@ pub(crate) fn round(v: &[f32], levels: f32, mut write: impl FnMut(&[i32; 16])) -
         let mut q = [0; 16];
         for l in 0..16 {
             let exact = v[l] * inverse;
-            let (nearest, whole) = nearest(exact);
+            // What is not a number stays so in what is lost.
+            let (nearest, whole) = nearest(exact.max(-levels).min(levels));
             q[l] = whole;
             lost[l] += (exact - nearest) * (exact - nearest);
             squares[l] += nearest * nearest;
@@ -191,7 +192,8 @@ pub(crate) fn round(v: &[f32], levels: f32, mut write: impl FnMut(&[i32; 16])) -
     };
     let norm = root(squares) * f64::from(scale);
     let lost = root(lost) * f64::from(scale) + 8.0 * epsilon * norm + tiny;
-    Rounded { scale, lost: (lost as f32).next_up(), norm: ((norm + lost) as f32).next_up() }
+    let up = |v: f64| if v == 0.0 { 0.0 } else { (v as f32).next_up() };
+    Rounded { scale, lost: up(lost), norm: up(norm + lost) }
 }
 
 /// The nearest whole number of one below 2²², without a call or a branch on any processor.

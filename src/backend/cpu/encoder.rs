@@ -45,8 +45,10 @@ pub(crate) struct Affine {
     pub bias: f32,
     /// What scores must exceed.
     pub threshold: f32,
-    /// Sum of the magnitudes of the terms without the dot product.
+    /// At least the sum of the magnitudes of the terms without the dot product, at every step on the way.
     pub magnitude: f32,
+    /// The most that the dot product is multiplied by on the way, at least 1.
+    pub peak: f32,
 }
 
 impl<'a> Encoder<'a> {
@@ -164,18 +166,23 @@ impl<'a> Encoder<'a> {
     /// How a latent's score follows from its dot product, up to rounding; without a second encoder.
     pub(crate) fn affine(&self, i: usize) -> Affine {
         let at = |v: Option<&[f32]>| v.map_or(1.0, |v| v[i]);
-        let after = at(self.scale) * at(self.rank_scale) * at(self.threshold_scale);
+        let (mut after, mut peak) = (1.0f32, 1.0f32);
+        for factor in [at(self.scale), at(self.rank_scale), at(self.threshold_scale)] {
+            after *= factor;
+            peak = peak.max(after);
+        }
         let bias = self.b_enc[i] * after;
         let threshold = self.threshold.map_or(0.0, |threshold| threshold[i]);
-        let plain =
-            Affine { factor: after, bias, threshold: threshold.max(0.0), magnitude: bias.abs() + threshold.abs() };
+        let magnitude = self.b_enc[i].abs() * peak + threshold.abs();
+        let plain = Affine { factor: after, bias, threshold: threshold.max(0.0), magnitude, peak };
         let Some((gain, b_gate)) = self.gate else { return plain };
         // The gate is open from where `dot = −b_gate`.
-        let closed = gain[i] * b_gate[i] * after;
+        let gate = gain[i] * b_gate[i];
         Affine {
             factor: after * gain[i],
-            threshold: plain.threshold.max(bias - closed),
-            magnitude: plain.magnitude + bias.abs() + closed.abs(),
+            threshold: plain.threshold.max(bias - gate * after),
+            magnitude: 2.0 * magnitude + gate.abs() * peak + b_gate[i].abs(),
+            peak: peak.max(peak * gain[i]),
             ..plain
         }
     }

@@ -63,7 +63,7 @@ impl CpuSession {
 
     fn plan(sae: &Sae, limits: Limits, screened: bool) -> Plan {
         let spec = sae.spec();
-        let screen = ScreenPlan::new(spec.d_in, spec.architecture.k());
+        let screen = ScreenPlan::new(spec.d_in, spec.architecture.k().map(|k| k.min(spec.n_latents)));
         Plan {
             d: spec.d_in.max(spec.d_out),
             limit: limits.max_width.min(spec.whole_latents()).max(spec.max_active()),

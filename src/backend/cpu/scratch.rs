@@ -42,7 +42,7 @@ pub(crate) struct ScreenPlan {
 impl ScreenPlan {
     /// For rows of length `d`, `k` latents of which win if they compete.
     pub(crate) fn new(d: usize, k: Option<usize>) -> Self {
-        Self { padded: padded(d), pending: (8 * k.unwrap_or(0)).next_power_of_two().max(1024) }
+        Self { padded: padded(d), pending: k.unwrap_or(0).saturating_mul(4).max(1024) }
     }
 }
 
@@ -54,7 +54,8 @@ impl Plan {
 
     /// The most tokens per tile.
     fn rows(&self) -> usize {
-        self.tokens.clamp(1, if self.screen.is_some() { TILE_ROWS } else { DENSE_ROWS })
+        let most = self.screen.map_or(DENSE_ROWS, |screen| (TILE_KEYS / screen.pending).clamp(1, TILE_ROWS));
+        self.tokens.clamp(1, most)
     }
 
     fn keys(&self) -> usize {

@@ -18,7 +18,7 @@ use crate::sae::int8::{Int8Rows, PANEL, round};
 
 /// How many times 2⁻²⁴ of the terms' magnitudes the operations around a product may lose.
 const SLACK: f32 = 32.0 / (1 << 24) as f32;
-/// Below this, results lose what no relative bound covers.
+/// Below this, times what it is multiplied by, numbers lose what no relative bound covers.
 const TINY: f32 = 1e-30;
 /// Beyond this, sums may leave f32.
 const HUGE: f32 = 1e37;
@@ -294,10 +294,10 @@ impl Bounds {
             bounds.bias[c] = affine.bias;
             let (lost, norm) = (facts.lost[c] * (1.0 + SLACK), facts.norm[c] * (1.0 + SLACK));
             bounds.norm[c] = norm * factor;
-            let tiny = if norm > 0.0 || affine.magnitude > 0.0 { TINY * factor.max(1.0) } else { 0.0 };
+            let tiny = if norm > 0.0 || affine.magnitude > 0.0 { TINY * affine.peak.max(largest) } else { 0.0 };
             bounds.reach[c] = tiny + SLACK * affine.magnitude - affine.threshold;
             // Where a sum or product may leave f32, nothing is known.
-            let fits = (norm * largest + 1.0) * factor.max(1.0) + affine.magnitude < HUGE;
+            let fits = (norm * largest + 1.0) * affine.peak + affine.magnitude < HUGE;
             bounds.lost[c] = if fits { lost * factor } else { f32::INFINITY };
         }
         bounds

@@ -51,22 +51,24 @@ impl Kernels {
 
     /// The set of this name, if this machine runs it.
     pub fn named(name: &str) -> Result<Self> {
-        let all = Self::all_supported();
-        let Some(kernels) = all.iter().find(|kernels| kernels.name == name) else {
-            let names: Vec<_> = all.iter().map(|kernels| kernels.name).collect();
+        let Some(kernels) = Self::supported().find(|kernels| kernels.name == name) else {
+            let names: Vec<_> = Self::supported().map(|kernels| kernels.name).collect();
             return fail!(Unsupported, "expected a set that this machine runs ({}), found {name:?}", names.join(", "));
         };
-        Ok(*kernels)
+        Ok(kernels)
     }
 
     /// Every set this machine runs, slowest (the oracle) first.
     pub fn all_supported() -> Vec<Self> {
-        #[allow(unused_mut)]
-        let mut all = vec![scalar::KERNELS];
+        Self::supported().collect()
+    }
+
+    fn supported() -> impl Iterator<Item = Self> {
+        let all = std::iter::once(scalar::KERNELS);
         #[cfg(target_arch = "x86_64")]
-        all.extend(x86::supported());
+        let all = all.chain(x86::supported());
         #[cfg(target_arch = "aarch64")]
-        all.extend(neon::supported());
+        let all = all.chain(neon::supported());
         all
     }
 

@@ -23,9 +23,9 @@ pub(super) fn supported() -> impl Iterator<Item = Kernels> {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
     let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
-    let amx = vnni && int8::amx::supported();
-    let sets = [avx2.then_some(AVX2), avx512.then_some(AVX512), vnni.then_some(VNNI), amx.then_some(AMX)];
-    sets.into_iter().flatten()
+    // The system lends tiles to a whole process, for good: not asked for before somebody wants them.
+    let amx = std::iter::once_with(move || (vnni && int8::amx::supported()).then_some(AMX));
+    [avx2.then_some(AVX2), avx512.then_some(AVX512), vnni.then_some(VNNI)].into_iter().chain(amx).flatten()
 }
 
 /// Compiles the algorithms for an instruction set and lists them.

@@ -117,7 +117,7 @@ unsafe fn avx2_tile<const R: usize, const C: usize>(
         let mut totals = [[[_mm256_setzero_si256(); 2]; C]; R];
         for j in (0..padded).step_by(4) {
             for (r, totals) in totals.iter_mut().enumerate() {
-                // Pairs of products of numbers up to 127 fit 16 bits, if the sign moves to the other factor.
+                // Pairs of products fit 16 bits if x's sign moves to w: 2 · 128 · 127. w is never below −127.
                 let four = x.add(r * padded + j).cast::<i32>().read_unaligned() ^ 0x8080_8080_u32 as i32;
                 let four = _mm256_set1_epi32(four);
                 let size = _mm256_abs_epi8(four);
