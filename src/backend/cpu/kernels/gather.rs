@@ -44,10 +44,14 @@ unsafe fn dots<L: Lanes, W: Weight>(x: &[f32], w: &[W], ids: &[u32], out: &mut [
     for (group, out) in out.chunks_mut(GROUP).enumerate() {
         let first = group * GROUP;
         let mut dots = [0.0; GROUP];
-        // SAFETY: the rows exist. The last group is filled up with its last row, which costs no more time.
+        // SAFETY: the rows exist. The last group is filled up with its last row, which costs no more time than two of them.
         unsafe {
-            let (w, ahead) = (rows(w, x.len(), ids, first), rows(w, x.len(), ids, first + GROUP));
-            tile::<L, W, 1, GROUP>(x.as_ptr(), w, Some(ahead), x.len(), &mut dots, GROUP);
+            if let [_] = out {
+                tile::<L, W, 1, 1>(x.as_ptr(), rows(w, x.len(), ids, first), None, x.len(), &mut dots, GROUP);
+            } else {
+                let (w, ahead) = (rows(w, x.len(), ids, first), rows(w, x.len(), ids, first + GROUP));
+                tile::<L, W, 1, GROUP>(x.as_ptr(), w, Some(ahead), x.len(), &mut dots, GROUP);
+            }
         }
         out.copy_from_slice(&dots[..out.len()]);
     }

@@ -178,6 +178,49 @@ pub(super) unsafe fn tile<L: Lanes, W: Weight, const R: usize, const C: usize>(
 /// # Safety
 /// The machine must have `L`'s instructions; the shapes must fit.
 #[inline(always)]
+pub(super) unsafe fn pairs<L: Lanes, W: Weight, const R: usize, const C: usize>(
+    x: &[f32],
+    w: &[W],
+    d: usize,
+    out: &mut [f32],
+) {
+    let (rows, cols) = (x.len() / d, w.len() / d);
+    let mut c = 0;
+    while c < cols {
+        let wide = c + C <= cols;
+        let mut r = 0;
+        while r < rows {
+            let out = &mut out[r * cols + c..];
+            // SAFETY: R (or 1) rows from r and C (or 1) rows from c are within the slices; those ahead are not read.
+            unsafe {
+                let (x, w) = (x.as_ptr().add(r * d), w.as_ptr().add(c * d));
+                match (r + R <= rows, wide) {
+                    (true, true) => tile::<L, W, R, C>(x, neighbours(w, d), None, d, out, cols),
+                    (true, false) => tile::<L, W, R, 1>(x, [w], None, d, out, cols),
+                    (false, true) => {
+                        // A single token waits for memory; where there are more, their sums need the registers.
+                        let ahead = neighbours(w.wrapping_add(C * d), d);
+                        tile::<L, W, 1, C>(x, neighbours(w, d), Some(ahead), d, out, cols);
+                    }
+                    (false, false) => tile::<L, W, 1, 1>(x, [w], None, d, out, cols),
+                }
+            }
+            r += if r + R <= rows { R } else { 1 };
+        }
+        c += if wide { C } else { 1 };
+    }
+}
+
+/// Rows one after another.
+#[inline(always)]
+fn neighbours<W, const C: usize>(w: *const W, d: usize) -> [*const W; C] {
+    std::array::from_fn(|c| w.wrapping_add(c * d))
+}
+
+/// [`pairs`], whatever the type.
+///
+/// # Safety
+/// As there.
 pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(
     x: &[f32],
     w: Values<'_>,
@@ -192,38 +235,6 @@ pub(super) unsafe fn scores<L: Lanes, const R: usize, const C: usize>(
             Values::BF16(w) => pairs::<L, _, R, C>(x, w, d, out),
         }
     }
-}
-
-#[inline(always)]
-unsafe fn pairs<L: Lanes, W: Weight, const R: usize, const C: usize>(x: &[f32], w: &[W], d: usize, out: &mut [f32]) {
-    let (rows, cols) = (x.len() / d, w.len() / d);
-    let mut c = 0;
-    while c < cols {
-        let wide = c + C <= cols;
-        let mut r = 0;
-        while r < rows {
-            let out = &mut out[r * cols + c..];
-            // SAFETY: R (or 1) rows from r and C (or 1) rows from c are within the slices; those ahead are not read.
-            unsafe {
-                let (x, w) = (x.as_ptr().add(r * d), w.as_ptr().add(c * d));
-                let ahead = (r == 0).then(|| neighbours(w.wrapping_add(C * d), d));
-                match (r + R <= rows, wide) {
-                    (true, true) => tile::<L, W, R, C>(x, neighbours(w, d), ahead, d, out, cols),
-                    (true, false) => tile::<L, W, R, 1>(x, [w], None, d, out, cols),
-                    (false, true) => tile::<L, W, 1, C>(x, neighbours(w, d), ahead, d, out, cols),
-                    (false, false) => tile::<L, W, 1, 1>(x, [w], None, d, out, cols),
-                }
-            }
-            r += if r + R <= rows { R } else { 1 };
-        }
-        c += if wide { C } else { 1 };
-    }
-}
-
-/// Rows one after another.
-#[inline(always)]
-fn neighbours<W, const C: usize>(w: *const W, d: usize) -> [*const W; C] {
-    std::array::from_fn(|c| w.wrapping_add(c * d))
 }
 
 /// See [`Kernels::widen`](super::Kernels::widen).

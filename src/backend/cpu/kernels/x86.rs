@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use super::Kernels;
 use super::gather;
 use super::int8;
-use super::lanes::{self, Lanes};
+use super::lanes::{self, Lanes, Weight};
 use super::loops::Set;
 use crate::backend::cpu::rows::Values;
 
@@ -40,7 +40,20 @@ macro_rules! kernels {
             #[target_feature(enable = $features)]
             unsafe fn scores(x: &[f32], w: Values<'_>, d: usize, out: &mut [f32]) {
                 // SAFETY: compiled for the set; the caller's promise for the rest.
-                unsafe { lanes::scores::<$lanes, $rows, $cols>(x, w, d, out) };
+                unsafe {
+                    match w {
+                        Values::F32(w) => pairs(x, w, d, out),
+                        Values::F16(w) => pairs(x, w, d, out),
+                        Values::BF16(w) => pairs(x, w, d, out),
+                    }
+                }
+            }
+            /// A function for each type: in one for all, the compiler would no longer keep the sums in registers.
+            #[inline(never)]
+            #[target_feature(enable = $features)]
+            unsafe fn pairs<W: Weight>(x: &[f32], w: &[W], d: usize, out: &mut [f32]) {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { lanes::pairs::<$lanes, W, $rows, $cols>(x, w, d, out) };
             }
             #[target_feature(enable = $features)]
             unsafe fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
