@@ -78,7 +78,7 @@ struct Tile<'a, 'b> {
     kernels: Kernels,
     job: &'a Job<'a>,
     state: &'a mut TileState,
-    /// Exact scores taken because too many were waiting.
+    /// Exact scores taken.
     exact: usize,
     scratch: &'a mut Scratch<'b>,
 }
@@ -139,7 +139,6 @@ impl Tile<'_, '_> {
                 self.lift(row);
             }
             if 2 * self.state.waiting[row] > room {
-                self.exact += self.state.waiting[row];
                 self.settle(row);
             }
             // A floor that rises early keeps most latents from ever waiting.
@@ -205,42 +204,23 @@ impl Tile<'_, '_> {
             }
         }
         self.state.waiting[row] = kept;
-        self.exact += taken;
-        self.score_listed(row, taken);
+        self.score(row, taken);
         self.prune(row);
     }
 
     /// Takes the exact scores of the latents that wait. Where latents compete, the likeliest first: what they come to may
     /// spare the others.
     fn settle(&mut self, row: usize) {
-        let (waiting, room) = (std::mem::take(&mut self.state.waiting[row]), self.scratch.screen.sorted.len());
-        let first = match self.job.encoder.selection.k() {
-            Some(k) if k < waiting => {
-                let keys = &mut self.scratch.screen.waiting[row * room..row * room + waiting];
-                keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-                k
-            }
-            _ => waiting,
-        };
-        self.score(row, 0..first);
-        self.score(row, first..waiting);
-    }
-
-    /// Takes the exact scores of some of the latents that wait, of those that may reach the floor.
-    fn score(&mut self, row: usize, part: Range<usize>) {
+        self.lift(row);
         let ScreenScratch { waiting: keys, sorted, ids, .. } = &mut self.scratch.screen;
-        let start = row * sorted.len();
-        let (keys, token) = (&keys[start + part.start..start + part.end], &self.state.tokens[row]);
-        let mut count = 0;
-        for key in keys.iter().filter(|key| !token.rules_out(key.value())) {
-            ids[count] = key.index() as u32;
-            count += 1;
-        }
-        self.score_listed(row, count);
+        let (start, count) = (row * sorted.len(), std::mem::take(&mut self.state.waiting[row]));
+        ids.iter_mut().zip(&keys[start..start + count]).for_each(|(id, key)| *id = key.index() as u32);
+        self.score(row, count);
     }
 
     /// Takes the exact scores of the first `count` latents of the list.
-    fn score_listed(&mut self, row: usize, count: usize) {
+    fn score(&mut self, row: usize, count: usize) {
+        self.exact += count;
         let Self { kernels, job, state, scratch, .. } = self;
         let Job { encoder, .. } = job;
         let (d, capacity) = (encoder.d(), capacity(job.gathered()));
