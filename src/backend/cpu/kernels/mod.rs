@@ -10,6 +10,7 @@ mod loops;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+mod sums;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -18,6 +19,7 @@ use std::sync::OnceLock;
 use crate::error::{Result, fail};
 
 pub(crate) use loops::Loop;
+pub(crate) use sums::Factors;
 
 use super::rows::{Rows, Values};
 
@@ -34,6 +36,7 @@ pub struct Kernels {
     axpy: unsafe fn(f32, &[f32], &mut [f32]),
     dots_at: unsafe fn(&[f32], Values<'_>, &[u32], &mut [f32]),
     add_rows_at: unsafe fn(&mut [f32], Values<'_>, &[u32], &[f32]),
+    add_rows: unsafe fn(&mut [f32], &[f32], usize, Factors<'_>),
     widen: unsafe fn(Values<'_>, &mut [f32]),
     product: int8::ProductFn,
 }
@@ -129,6 +132,18 @@ impl Kernels {
             // SAFETY: a set is only handed out where the machine runs it; the rows exist, the lengths are equal.
             unsafe { (self.add_rows_at)(sum, values, ids, &z[span]) }
         });
+    }
+
+    /// `sums[s] = fma(z[s, p], rows[p], sums[s])` for each p in order, for all of `sums` `[S, d]` and `rows` `[P, d]`.
+    pub(crate) fn add_rows(self, sums: &mut [f32], rows: &[f32], d: usize, z: Factors<'_>) {
+        assert!(d > 0 && sums.len().is_multiple_of(d) && rows.len().is_multiple_of(d));
+        let (sum_count, row_count) = (sums.len() / d, rows.len() / d);
+        if sum_count == 0 || row_count == 0 {
+            return;
+        }
+        assert!((sum_count - 1) * z.by_sum + (row_count - 1) * z.by_row < z.values.len(), "a factor for each");
+        // SAFETY: a set is only handed out where the machine runs it; the shapes fit, as just checked.
+        unsafe { (self.add_rows)(sums, rows, d, z) }
     }
 }
 

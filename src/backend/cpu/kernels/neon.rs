@@ -12,6 +12,7 @@ use super::gather;
 use super::int8;
 use super::lanes::{self, Lanes};
 use super::loops::Set;
+use super::sums;
 
 /// The sets this machine runs, slowest first.
 pub(super) fn supported() -> impl Iterator<Item = Kernels> {
@@ -29,6 +30,7 @@ const NEON: Kernels = Kernels {
     dots_at: gather::dots_at::<Neon>,
     widen: lanes::widen::<Neon>,
     add_rows_at: gather::add_rows_at::<Neon>,
+    add_rows: sums::add_rows::<Neon, 4, 1>,
     product: int8::neon::plain,
 };
 

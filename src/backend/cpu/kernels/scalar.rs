@@ -5,6 +5,7 @@ use super::gather;
 use super::int8;
 use super::lanes::{self, LANES, Lanes};
 use super::loops::Set;
+use super::sums;
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "scalar",
@@ -16,6 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     dots_at: gather::dots_at::<Plain>,
     widen: lanes::widen::<Plain>,
     add_rows_at: gather::add_rows_at::<Plain>,
+    add_rows: sums::add_rows::<Plain, 1, 1>,
     product: int8::scalar_product,
 };
 

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::Factors;
 use super::Kernels;
 use super::int8::Product;
 use crate::backend::cpu::rows::{Rows, Values};
@@ -67,6 +68,26 @@ proptest! {
             kernels.axpy(a, &x, &mut found);
             for j in 0..x.len() {
                 prop_assert!(same(found[j], a.mul_add(x[j], y[j])), "{} at {j}", kernels.name);
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_rows_are_the_definition(
+        d in 1usize..150, sums in 0usize..15, rows in 0usize..300, seed in prop::collection::vec(awkward(), 97),
+        by_row_first in any::<bool>(),
+    ) {
+        let values = |count: usize, step: usize| -> Vec<f32> { (0..count).map(|i| seed[i * step % 97]).collect() };
+        let (before, matrix, factors) = (values(sums * d, 31), values(rows * d, 17), values(sums * rows, 7));
+        let (by_sum, by_row) = if by_row_first { (rows, 1) } else { (1, sums) };
+        for kernels in Kernels::all_supported() {
+            let mut found = before.clone();
+            kernels.add_rows(&mut found, &matrix, d, Factors { values: &factors, by_sum, by_row });
+            for (i, (&found, &before)) in found.iter().zip(&before).enumerate() {
+                let (s, j) = (i / d, i % d);
+                let add = |sum: f32, p: usize| factors[s * by_sum + p * by_row].mul_add(matrix[p * d + j], sum);
+                let expected = (0..rows).fold(before, add);
+                prop_assert!(same(found, expected), "{}, sum {s} at {j}", kernels.name);
             }
         }
     }

@@ -16,6 +16,7 @@ use super::gather;
 use super::int8;
 use super::lanes::{self, Lanes, Weight};
 use super::loops::Set;
+use super::sums::{self, Factors};
 use crate::backend::cpu::rows::Values;
 
 /// The sets this machine runs, slowest first.
@@ -71,6 +72,11 @@ macro_rules! kernels {
                 unsafe { gather::add_rows_at::<$lanes>(sum, w, ids, z) };
             }
             #[target_feature(enable = $features)]
+            unsafe fn add_rows(sums: &mut [f32], rows: &[f32], d: usize, z: Factors<'_>) {
+                // SAFETY: compiled for the set; the caller's promise for the rest.
+                unsafe { sums::add_rows::<$lanes, $cols, $rows>(sums, rows, d, z) };
+            }
+            #[target_feature(enable = $features)]
             unsafe fn widen(from: Values<'_>, to: &mut [f32]) {
                 // SAFETY: compiled for the set; the caller's promise for the rest.
                 unsafe { lanes::widen::<$lanes>(from, to) };
@@ -84,6 +90,7 @@ macro_rules! kernels {
                 axpy,
                 dots_at,
                 add_rows_at,
+                add_rows,
                 widen,
                 product: $product,
             }

@@ -1,11 +1,12 @@
 //! AuxK: dead latents learn to explain what the others leave over.
 
 use super::backward::{self, LatentLists};
+use super::dense::Dense;
 use super::forward::{Problem, Reconstruction, squared_deviation};
-use super::state::State;
+use super::state::{Gradient, Parameters, State};
 use crate::backend::cpu::encode::Workers;
 use crate::backend::cpu::encoder::Encoder;
-use crate::backend::cpu::rows::{Rows, pick};
+use crate::backend::cpu::rows::Rows;
 use crate::backend::training::{LossParameters, TrainingShape};
 use crate::error::Result;
 use crate::tensor::Array;
@@ -13,7 +14,7 @@ use crate::tensor::Array;
 /// Rows handled at once, so that memory does not grow with the batch.
 pub(super) const ROWS: usize = 512;
 
-/// Up to this many times `k_aux` dead latents, their encoder rows are brought together once for all tokens.
+/// Of up to this many times `k_aux` dead latents, so large a share is active that dense products are sooner done.
 const FEW: usize = 4;
 
 /// Memory for AuxK.
@@ -21,20 +22,37 @@ pub(super) struct Aux {
     k: usize,
     rows: usize,
     fit: Reconstruction,
+    dense: Dense,
     /// Dead latents, ascending.
     dead: Array<u32>,
     /// Their b_enc.
     b_enc: Array<f32>,
-    /// Their rows of W_enc, brought together if they are few enough.
-    w_enc: Array<f32>,
+}
+
+/// What dead latents shall explain.
+#[derive(Clone, Copy)]
+pub(super) struct Leftovers<'a> {
+    /// The latents' numbers, ascending, and their b_enc.
+    pub dead: &'a [u32],
+    pub b_enc: &'a [f32],
+    /// How many of them may be active.
+    pub k: usize,
+    /// `[T, d]`: the encoder's.
+    pub inputs: &'a [f32],
+    /// `[T, d]`: what the main codes left of them.
+    pub errors: &'a [f32],
+    /// As in [`Problem`].
+    pub pull: f64,
+    /// Rows handled at once.
+    pub rows: usize,
 }
 
 impl Aux {
     pub(super) fn new(shape: &TrainingShape, rows: usize) -> Result<Self> {
         let n = shape.n_latents;
         let fit = Reconstruction::new(rows, shape.d, shape.k_aux)?;
-        let w_enc = Array::zeroed(n.min(FEW * shape.k_aux).saturating_mul(shape.d))?;
-        Ok(Self { k: shape.k_aux, rows, fit, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)?, w_enc })
+        let dense = Dense::new(n.min(FEW * shape.k_aux), rows, shape.d)?;
+        Ok(Self { k: shape.k_aux, rows, fit, dense, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)? })
     }
 
     /// Adds AuxK's gradients; `errors` `[T, d]` is what the main codes left of the inputs. Gives the loss.
@@ -59,22 +77,114 @@ impl Aux {
         if deviation == 0.0 {
             return 0.0;
         }
-        let ids = &self.dead[..dead];
-        let rows = match self.w_enc.get_mut(..dead * d) {
-            Some(together) => Rows::F32 { values: pick(&weights.w_enc, d, ids, together), d },
-            None => Rows::Picked { values: &weights.w_enc, d, ids },
-        };
-        let encoder = Encoder::top_k(rows, &self.b_enc[..dead], self.k);
         // Gradients are sums over tokens that the step divides by their number; the loss is a ratio, free of it.
         let tokens = (inputs.len() / d) as f64;
-        let pull = 2.0 * loss.aux_coefficient * tokens / deviation;
-        let mut squares = 0.0;
-        for (inputs, targets) in inputs.chunks(self.rows * d).zip(errors.chunks(self.rows * d)) {
-            let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec: &weights.w_dec, pull };
-            self.fit.fit(workers, &problem);
-            squares += self.fit.squared_error();
-            backward::add(workers, &problem, &self.fit, lists, gradient);
-        }
+        let task = Leftovers {
+            dead: &self.dead[..dead],
+            b_enc: &self.b_enc[..dead],
+            k: self.k,
+            inputs,
+            errors,
+            pull: 2.0 * loss.aux_coefficient * tokens / deviation,
+            rows: self.rows,
+        };
+        let squares = if self.dense.holds(dead) {
+            self.dense.add(workers, &task, weights, gradient)
+        } else {
+            add_sparse(workers, &task, weights, gradient, (&mut self.fit, lists))
+        };
         loss.aux_coefficient * squares / deviation
+    }
+}
+
+/// Adds the gradients where only few of the dead latents are active. Gives the squared error.
+fn add_sparse(
+    workers: &Workers<'_>,
+    task: &Leftovers<'_>,
+    weights: &Parameters,
+    gradient: &mut Gradient,
+    (fit, lists): (&mut Reconstruction, &mut LatentLists),
+) -> f64 {
+    let &Leftovers { dead: ids, b_enc, k, inputs, errors, pull, rows } = task;
+    let d = weights.b_dec.len();
+    let encoder = Encoder::top_k(Rows::Picked { values: &weights.w_enc, d, ids }, b_enc, k);
+    let mut squares = 0.0;
+    for (inputs, targets) in inputs.chunks(rows * d).zip(errors.chunks(rows * d)) {
+        let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec: &weights.w_dec, pull };
+        fit.fit(workers, &problem);
+        squares += fit.squared_error();
+        backward::add(workers, &problem, fit, lists, gradient);
+    }
+    squares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Pool;
+    use crate::backend::cpu::Kernels;
+    use crate::backend::cpu::scratch::{Plan, Slots};
+    use crate::backend::training::Parameter;
+    use crate::sae::Normalization;
+    use crate::tensor::AlignedBytes;
+
+    /// Numbers that look random, some of them equal, so that pre-activations tie.
+    fn numbers(seed: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()
+    }
+
+    /// The loss, and all gradients, after two batches, the first of which already touched some of the dead latents.
+    fn gradients(shape: &TrainingShape, kernels: Kernels, threads: usize, dense: bool) -> (Vec<f64>, Vec<Vec<f32>>) {
+        let TrainingShape { d, n_latents: n, k_aux, max_tokens, .. } = *shape;
+        let pool = Pool::new(threads).unwrap();
+        let plan = Plan { d, limit: k_aux, width: 0, tokens: max_tokens, screen: None };
+        let mut memory = AlignedBytes::zeroed(plan.bytes() * threads).unwrap();
+        let mut state = State::zeroed(shape).unwrap();
+        for (seed, parameter) in Parameter::ALL.into_iter().enumerate() {
+            let values = state.weights.get_mut(parameter);
+            let count = values.len();
+            values.copy_from_slice(&numbers(seed, count));
+        }
+        state.unfired.iter_mut().enumerate().for_each(|(i, tokens)| *tokens = (i % 3) as u64);
+        state.gradient.touched[1] = 1;
+        state.gradient.sums.w_enc[d..2 * d].fill(0.25);
+        // Fewer rows at a time than the batch has.
+        let rows = max_tokens / 3 + 1;
+        let mut aux = Aux::new(shape, rows).unwrap();
+        if !dense {
+            aux.dense = Dense::new(0, rows, d).unwrap();
+        }
+        let mut lists = LatentLists::new(n, rows * k_aux).unwrap();
+        let loss = LossParameters { normalizer: 1.0, aux_coefficient: 0.5, fired: 0.0, dead_after_tokens: 1 };
+        let losses = [5, 6].map(|seed| {
+            let slots = Slots::new(memory.as_mut_slice(), plan);
+            let workers = Workers { kernels, pool: &pool, slots: &slots };
+            let (inputs, errors) = (numbers(seed, max_tokens * d), numbers(seed + 10, max_tokens * d));
+            aux.add(&workers, &mut state, &mut lists, &inputs, &errors, &loss)
+        });
+        let read = |parameter: Parameter| {
+            let mut values = vec![0.0; parameter.dims(n, d).iter().product()];
+            state.gradient.read(parameter, &mut values);
+            values
+        };
+        (losses.to_vec(), Parameter::ALL.map(read).to_vec())
+    }
+
+    #[test]
+    fn dense_products_give_what_sparse_ones_give() {
+        for (tokens, d, n, k_aux) in [(7, 5, 9, 3), (70, 33, 120, 20), (150, 64, 300, 64), (31, 130, 45, 30)] {
+            let normalization = Normalization::None;
+            let shape = TrainingShape { d, n_latents: n, k: 1, k_aux, max_tokens: tokens, ema: false, normalization };
+            let expected = gradients(&shape, Kernels::named("scalar").unwrap(), 1, false);
+            assert!(expected.0.iter().all(|loss| *loss > 0.0));
+            for kernels in Kernels::all_supported() {
+                for threads in [1, 3] {
+                    for dense in [false, true] {
+                        let found = gradients(&shape, kernels, threads, dense);
+                        assert!(found == expected, "{shape:?}, {}, {threads} threads, dense: {dense}", kernels.name);
+                    }
+                }
+            }
+        }
     }
 }

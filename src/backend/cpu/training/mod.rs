@@ -6,6 +6,7 @@
 mod aux;
 mod backward;
 mod blocks;
+mod dense;
 mod forward;
 mod optimizer;
 mod state;
