@@ -1,7 +1,6 @@
 //! An encoder's rows a second time, as 8-bit integers, and what rounding them lost: enough to bound every dot product at
 //! a quarter of the reading, and of most of the arithmetic.
 
-use super::Matrix;
 use crate::error::Result;
 use crate::tensor::Array;
 
@@ -76,17 +75,6 @@ impl Int8Rows {
         })
     }
 
-    /// The rows of a matrix.
-    pub(crate) fn of(matrix: &Matrix) -> Result<Self> {
-        let (n, d) = (matrix.rows(), matrix.cols());
-        let mut rows = Self::zeroed(n, d)?;
-        let mut scratch = Array::zeroed(PANEL.saturating_mul(d))?;
-        for (i, mut panel) in rows.panels_mut().enumerate() {
-            panel.set(matrix.rows_f32(i * PANEL, PANEL.min(n - i * PANEL), &mut scratch), d);
-        }
-        Ok(rows)
-    }
-
     /// Length of a row.
     pub(crate) fn d(&self) -> usize {
         self.d
@@ -118,15 +106,6 @@ impl Int8Rows {
     pub(crate) fn all_mut(&mut self) -> PanelMut<'_> {
         let Self { q, scale, lost, norm, sum, .. } = self;
         PanelMut { q, scale, lost, norm, sum }
-    }
-
-    /// All panels, to be written.
-    pub(crate) fn panels_mut(&mut self) -> impl Iterator<Item = PanelMut<'_>> {
-        let size = PANEL * self.padded();
-        let facts = self.scale.chunks_exact_mut(PANEL).zip(self.lost.chunks_exact_mut(PANEL));
-        let facts = facts.zip(self.norm.chunks_exact_mut(PANEL)).zip(self.sum.chunks_exact_mut(PANEL));
-        let panels = self.q.chunks_exact_mut(size.max(1));
-        panels.zip(facts).map(|(q, (((scale, lost), norm), sum))| PanelMut { q, scale, lost, norm, sum })
     }
 }
 
@@ -246,23 +225,5 @@ mod tests {
                 prop_assert!(f64::from(rounded.norm) >= norm);
             }
         }
-    }
-
-    #[test]
-    fn panels_hold_rows_and_what_is_known_of_them() {
-        let (n, d) = (37, 70);
-        let w: Vec<f32> = (0..n * d).map(|i| ((i * 7919 % 1009) as f32 / 500.0 - 1.0) * (1 + i / d) as f32).collect();
-        let rows = Int8Rows::of(&Matrix::from_f32(&w, n, d).unwrap()).unwrap();
-        let (q, facts) = (rows.panels(0, 3), rows.facts(0, 3));
-        assert_eq!((q.len(), facts.scale.len()), (48 * 128, 48));
-        for i in 0..48 {
-            let at = |j: usize| i32::from(q[(i / PANEL * 32 + j / 4) * 64 + i % PANEL * 4 + j % 4]);
-            assert_eq!(facts.sum[i], (0..128).map(at).sum::<i32>());
-            for j in 0..128 {
-                let w = if i < n && j < d { w[i * d + j] } else { 0.0 };
-                assert!((w - facts.scale[i] * at(j) as f32).abs() <= facts.scale[i] * 0.5001, "row {i}, column {j}");
-            }
-        }
-        assert!(Int8Rows::byte_size(n, d) == q.len() + 48 * 16 && Int8Rows::fits(d) && !Int8Rows::fits(1 << 17));
     }
 }

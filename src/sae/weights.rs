@@ -153,13 +153,13 @@ impl Sae {
         &self.magnitude_gains
     }
 
-    /// W_enc as bytes; made for the first who asks, and shared by all who do while one of them keeps it.
-    pub(crate) fn int8_encoder(&self) -> Result<Arc<Int8Rows>> {
+    /// W_enc as bytes; made by the first who asks, and shared by all who do while one of them keeps it.
+    pub(crate) fn int8_encoder(&self, round: impl FnOnce(&Matrix) -> Result<Int8Rows>) -> Result<Arc<Int8Rows>> {
         let mut shared = self.int8.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(int8) = shared.upgrade() {
             return Ok(int8);
         }
-        let int8 = Arc::new(Int8Rows::of(&self.weights.w_enc)?);
+        let int8 = Arc::new(round(&self.weights.w_enc)?);
         *shared = Arc::downgrade(&int8);
         Ok(int8)
     }

@@ -9,6 +9,8 @@ use super::decode::Decoder;
 use super::encoder::Encoder;
 use super::merge::merge_row;
 use super::prepare::{Prepared, read_row};
+use super::rounding::round_rows;
+use super::rows::Rows;
 use super::scratch::{BLOCK, DENSE_ROWS, Plan, RowScratch, Scratch, ScreenPlan};
 use super::select::{capacity, sort};
 use super::steer::{EditTable, Steer};
@@ -18,7 +20,7 @@ use crate::backend::{Input, Limits, Operations, Order, Pool, Run, Screen, Steeri
 use crate::error::Result;
 use crate::features::{FeaturesMut, FeaturesRef};
 use crate::sae::int8::Int8Rows;
-use crate::sae::{Sae, Spec};
+use crate::sae::{Matrix, Sae, Spec};
 use crate::steering::Edit;
 use crate::tensor::{Tensor, TensorMut};
 
@@ -42,7 +44,12 @@ impl CpuSession {
         let screened = screens(&sae, kernels, screen);
         let plan = Self::plan(&sae, limits, screened);
         let size = Self::workspace_bytes(&plan, limits, &pool);
-        let int8 = screened.then(|| sae.int8_encoder()).transpose()?;
+        let round = |w_enc: &Matrix| {
+            let mut int8 = Int8Rows::zeroed(w_enc.rows(), w_enc.cols())?;
+            round_rows(kernels, &pool, Rows::Matrix(w_enc), w_enc.rows(), &mut int8)?;
+            Ok(int8)
+        };
+        let int8 = screened.then(|| sae.int8_encoder(round)).transpose()?;
         let core = Core { sae, int8, pool, kernels, plan, max_tokens: limits.max_tokens, ignored: AtomicU64::new(0) };
         Ok(Self {
             core,

@@ -1,5 +1,6 @@
 //! The operations on the processor.
 
+mod blocks;
 mod core;
 mod decode;
 mod encode;
@@ -8,6 +9,7 @@ mod inference;
 pub mod kernels;
 mod merge;
 mod prepare;
+mod rounding;
 mod rows;
 mod scratch;
 mod screen;

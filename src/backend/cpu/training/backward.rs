@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::blocks::{blocks, for_each};
 use super::forward::{Codes, Problem, Reconstruction, add_column_sums};
 use super::state::Gradient;
+use crate::backend::cpu::blocks::{blocks, for_each};
 use crate::backend::cpu::encode::Workers;
 use crate::backend::cpu::rows::Rows;
 use crate::error::Result;

@@ -3,9 +3,9 @@
 //! equal.
 
 use super::aux::Leftovers;
-use super::blocks::{Parts, blocks, for_each};
 use super::state::{Gradient, Parameters};
 use crate::backend::Order;
+use crate::backend::cpu::blocks::{Parts, blocks, for_each};
 use crate::backend::cpu::encode::{Encoded, Job, Workers, encode};
 use crate::backend::cpu::encoder::Encoder;
 use crate::backend::cpu::kernels::Factors;

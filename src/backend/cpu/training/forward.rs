@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::blocks::{Parts, blocks, for_each};
 use crate::backend::cpu::Kernels;
+use crate::backend::cpu::blocks::{Parts, blocks, for_each};
 use crate::backend::cpu::encode::{Encoded, Job, Workers, encode};
 use crate::backend::cpu::encoder::Encoder;
 use crate::backend::cpu::prepare::{Prepared, normalize_row, read_row};

@@ -5,7 +5,6 @@
 
 mod aux;
 mod backward;
-mod blocks;
 mod dense;
 mod forward;
 mod optimizer;
@@ -17,6 +16,7 @@ use state::{Parameters, State};
 use super::Kernels;
 use super::encode::Workers;
 use super::encoder::Encoder;
+use super::rounding::round_rows;
 use super::rows::Rows;
 use super::scratch::{Plan, ScreenPlan, Slots};
 use crate::backend::Pool;
@@ -78,6 +78,14 @@ impl CpuTraining {
             spec,
             shape,
         })
+    }
+
+    /// Rounds all of W_enc anew.
+    fn round_encoder(&mut self) -> Result<()> {
+        let State { weights, int8, .. } = &mut self.state;
+        let Some(int8) = int8 else { return Ok(()) };
+        let rows = Rows::F32 { values: &weights.w_enc, d: self.shape.d };
+        round_rows(self.kernels, &self.pool, rows, self.shape.n_latents, int8)
     }
 
     fn check_length(&self, parameter: Parameter, found: usize) -> Result<()> {
@@ -178,7 +186,7 @@ impl Training for CpuTraining {
         };
         to.get_mut(parameter).copy_from_slice(values);
         if (role, parameter) == (Role::Weight, Parameter::WEnc) {
-            optimizer::round(self.kernels, &self.pool, &mut self.state, self.shape.d);
+            self.round_encoder()?;
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! From summed gradients to the next weights: once over the gradients to know their norm, once over everything to apply
 //! them, and to round the encoder's rows to bytes while they are at hand.
 
-use super::blocks::{blocks, for_each, optional, panels};
 use super::state::{Gradient, MEASURED, Measures, State};
 use crate::backend::Pool;
 use crate::backend::cpu::Kernels;
+use crate::backend::cpu::blocks::{blocks, for_each, optional, panels};
 use crate::backend::cpu::kernels::Loop;
+use crate::backend::cpu::rounding::Round;
 use crate::backend::training::{Parameter, StepParameters};
-use crate::sae::int8::{PANEL, PanelMut};
+use crate::sae::int8::PANEL;
 
 /// Rows of a matrix that one body updates.
 const ROWS: usize = PANEL;
@@ -62,16 +63,6 @@ pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, 
     }
     state.gradient.clear();
     norm
-}
-
-/// Rounds all of W_enc anew.
-pub(super) fn round(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) {
-    let State { weights, int8, .. } = state;
-    if let Some(int8) = int8 {
-        for_each(pool, (blocks(&mut weights.w_enc, ROWS * d), panels(int8)), |_, (rows, panel)| {
-            kernels.run(Round { panel, rows, d });
-        });
-    }
 }
 
 /// Completes the gradient by b_dec, and finds how much of each decoder row is in its gradient, which is not to be applied;
@@ -197,22 +188,6 @@ impl Loop for Update<'_> {
             }
             None => numbers.for_each(|((w, m), v)| adam.update(w, m, v, 0.0)),
         }
-    }
-}
-
-/// Rounds up to 16 rows to bytes.
-struct Round<'a> {
-    panel: PanelMut<'a>,
-    rows: &'a [f32],
-    d: usize,
-}
-
-impl Loop for Round<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(mut self) {
-        self.panel.set(self.rows, self.d);
     }
 }
 
