@@ -1,13 +1,14 @@
 //! The bytes behind weights: owned and 64-byte aligned, mapped from a file, or borrowed from the host.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::error::{Error, Result, Status, fail};
 
-/// A zeroed, 64-byte aligned block: a cache line, and the widest vector register.
+/// A zeroed, 64-byte aligned block: a cache line, and the widest vector register. Large blocks lie in large pages where
+/// the system has them: else rows picked from all over a matrix wait for the addresses of their pages.
 pub struct AlignedBytes {
     data: NonNull<u8>,
     len: usize,
@@ -21,6 +22,8 @@ unsafe impl Sync for AlignedBytes {}
 impl AlignedBytes {
     /// The alignment of every block.
     pub const ALIGN: usize = 64;
+    /// What most processors call a large page. Blocks of two or more begin with one.
+    const LARGE_PAGE: usize = 2 << 20;
 
     /// `len` zeroed bytes, or [`Status::OutOfMemory`].
     pub fn zeroed(len: usize) -> Result<Self> {
@@ -28,10 +31,24 @@ impl AlignedBytes {
         if len == 0 {
             return Ok(Self { data: NonNull::dangling(), len });
         }
-        let layout = Layout::from_size_align(len, Self::ALIGN).map_err(|_| out_of_memory())?;
-        // SAFETY: the layout's size is not zero.
-        let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+        let layout = Self::layout(len).ok_or_else(out_of_memory)?;
+        if layout.align() == Self::ALIGN {
+            // SAFETY: the layout's size is not zero.
+            let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+            return Ok(Self { data, len });
+        }
+        // SAFETY: as above.
+        let data = NonNull::new(unsafe { alloc(layout) }).ok_or_else(out_of_memory)?;
+        // Pages come when they are first written, so large ones are asked for before.
+        prefer_large_pages(data, len);
+        // SAFETY: `len` bytes were allocated.
+        unsafe { data.write_bytes(0, len) };
         Ok(Self { data, len })
+    }
+
+    fn layout(len: usize) -> Option<Layout> {
+        let align = if len >= 2 * Self::LARGE_PAGE { Self::LARGE_PAGE } else { Self::ALIGN };
+        Layout::from_size_align(len, align).ok()
     }
 
     /// The bytes.
@@ -57,9 +74,20 @@ impl Drop for AlignedBytes {
     fn drop(&mut self) {
         if self.len > 0 {
             // SAFETY: allocated in `zeroed` with this very layout, which was valid there.
-            unsafe { dealloc(self.data.as_ptr(), Layout::from_size_align_unchecked(self.len, Self::ALIGN)) };
+            unsafe { dealloc(self.data.as_ptr(), Self::layout(self.len).unwrap_unchecked()) };
         }
     }
+}
+
+/// Asks for large pages behind whole pages of memory. Everything works without them too.
+fn prefer_large_pages(data: NonNull<u8>, len: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice on whole pages of our own changes nothing that they hold.
+    unsafe {
+        libc::madvise(data.as_ptr().cast(), len - len % AlignedBytes::LARGE_PAGE, libc::MADV_HUGEPAGE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (data, len);
 }
 
 /// Immutable bytes, cheap to clone, whoever owns them.
@@ -162,7 +190,7 @@ mod tests {
 
     #[test]
     fn blocks_are_zeroed_and_aligned() {
-        for len in [0, 1, 63, 64, 65, 1 << 20] {
+        for len in [0, 1, 63, 64, 65, 1 << 20, 4 << 20, (5 << 20) + 3] {
             let block = AlignedBytes::zeroed(len).unwrap();
             assert_eq!(block.as_slice().len(), len);
             assert!(block.as_slice().iter().all(|&b| b == 0));

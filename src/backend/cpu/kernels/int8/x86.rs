@@ -1,7 +1,7 @@
 //! Products of bytes by AVX2, and by AVX-512 with VNNI.
 
 use std::arch::x86_64::{
-    __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi32, _mm256_loadu_si256,
+    __m256i, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi32, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
     _mm256_sign_epi8, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
     _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_sub_epi32,
@@ -13,7 +13,7 @@ use crate::sae::int8::PANEL;
 /// So few rows wait for the weights.
 const FEW: usize = 3;
 /// How far ahead of its use memory is asked for, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 16384;
 
 /// All rows, as many at a time as a tile may have, and what is left over in ever smaller tiles.
 macro_rules! by_rows {
@@ -69,7 +69,7 @@ unsafe fn vnni_tile<const R: usize, const C: usize>(
             for (c, column) in columns.iter_mut().enumerate() {
                 let at = w.add(c * PANEL * padded + PANEL * j);
                 if R <= FEW {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD));
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD));
                 }
                 *column = _mm512_loadu_si512(at.cast());
             }
