@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 BUILD := build
 LIB := $(CARGO_TARGET_DIR)/release
 
-.PHONY: all lib tool demo test ports python goldens round_trips fuzz bench header clean
+.PHONY: all lib tool demo test ports kernels kernels-check python goldens round_trips fuzz bench header clean
 
 all: lib
 
@@ -34,7 +34,7 @@ test:
 	$(CARGO) clippy --all-targets --features tool -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) test --features tool
-	$(MAKE) ports goldens round_trips
+	$(MAKE) kernels-check ports goldens round_trips
 	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C examples/llama_cpp test
 
@@ -55,6 +55,20 @@ python: $(BUILD)/python/ready
 $(BUILD)/python/ready: tests/golden/requirements.txt
 	$(PYTHON) -m venv $(BUILD)/python
 	$(BUILD)/python/bin/pip install --disable-pip-version-check --progress-bar off -r $<
+	touch $@
+
+# The CUDA kernels for every target, checked in beside their sources: `make kernels` after a change, `make kernels-check` in CI.
+# Needs no GPU; the compiler comes as a wheel, into build/nvrtc.
+KERNELS := src/backend/cuda/kernels
+kernels: $(BUILD)/nvrtc/ready
+	$(BUILD)/nvrtc/bin/python $(KERNELS)/compile.py
+
+kernels-check: $(BUILD)/nvrtc/ready
+	$(BUILD)/nvrtc/bin/python $(KERNELS)/compile.py --check
+
+$(BUILD)/nvrtc/ready: $(KERNELS)/requirements.txt
+	$(PYTHON) -m venv $(BUILD)/nvrtc
+	$(BUILD)/nvrtc/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -r $<
 	touch $@
 
 # Has the original libraries make every golden anew, and compares.

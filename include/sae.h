@@ -328,7 +328,8 @@ typedef struct sae_load_options {
   sae_release release;
   /// Handed to `release`.
   void *release_context;
-  /// Where the model shall live; zero: the CPU.
+  /// Where the model shall live; zero: the CPU. On an NVIDIA GPU (`SAE_DEVICE_CUDA`) its weights are copied there, and the
+  /// host keeps them too. Where there is none that serves: `SAE_ERROR_NO_DEVICE`, with the reason.
   sae_device device;
   /// The type to keep matrices in, f32, f16 or bf16; zero: as stored. Vectors are always f32.
   sae_dtype dtype;
@@ -418,8 +419,12 @@ typedef struct sae_memory {
   uint64_t mapped;
   /// The most that is allocated at any moment of making it, `resident` included.
   uint64_t peak;
-  /// Of a session: working memory, in `resident` unless the host brings it with each call (`sae_run.workspace`).
+  /// Of a session: working memory, in `resident` (on a GPU, in `device`) unless the host brings it with each call
+  /// (`sae_run.workspace`).
   uint64_t workspace;
+  /// Held in the GPU's memory, if the model is on one; of a model without the gaps between arrays. The host keeps the
+  /// weights too (`resident`, or with `SAE_LOAD_MAP` `mapped`).
+  uint64_t device;
 } sae_memory;
 
 /// How to save. NULL or all zero: in the library's own format, with the types that the matrices have.
@@ -665,11 +670,12 @@ const char *sae_format_name(size_t number,
 /// Round `x + addend` to x's type, as engines do that write the sum back before they read it.
 #define SAE_RUN_ROUND_SUM 4
 
-/// The session's own stream.
+/// The session's own stream: later calls on it come after this one, and a synchronous one waits for it.
 #define SAE_STREAM_SESSION 0
-/// The host's, in `sae_run.stream`; for models on a GPU alone.
+/// The host's, in `sae_run.stream`, of which NULL is the default one; for models on a GPU alone. It must be of the device's
+/// primary context. Edits are ordered on the stream of the session's latest call, which must then still be there.
 #define SAE_STREAM_HOST 1
-/// Return when the work is done. On the CPU, calls always do.
+/// The session's own stream, and the call returns when the work is done. On the CPU, calls always do.
 #define SAE_STREAM_SYNCHRONOUS 2
 
 /// How one call runs. NULL or all zero: as the session was made.
@@ -682,8 +688,8 @@ typedef struct sae_run {
   int32_t stream_kind;
   /// The host's stream, with `SAE_STREAM_HOST`.
   void *stream;
-  /// Working memory for this call, aligned to 64 bytes, instead of the session's. May be shared by sessions that run one
-  /// after another. Must not overlap the tensors.
+  /// Working memory for this call, aligned to 64 bytes, instead of the session's; on a GPU, of its memory and aligned to 256
+  /// bytes. May be shared by sessions that run one after another. Must not overlap the tensors.
   void *workspace;
   /// Its bytes; `sae_session_memory` says how many are needed.
   size_t workspace_size;
@@ -693,7 +699,7 @@ typedef struct sae_run {
 
 /// The host brings working memory with each call; the session keeps none.
 #define SAE_SESSION_HOST_WORKSPACE 1
-/// No copy of W_enc as bytes. By default encoding first bounds every score by products of 8-bit integers, where that is faster
+/// No copy of W_enc as bytes. By default encoding first bounds every score by products of 8-bit integers (on a GPU of bf16), where that is faster
 /// and the architecture allows it, and takes exact scores only of latents that can still matter: results are the same to the
 /// bit. The copy takes `n_latents * d_in` bytes and a little more, which all sessions of a model share.
 #define SAE_SESSION_NO_SCREEN 2
@@ -724,7 +730,7 @@ typedef struct sae_session_options {
   int64_t slots;
   /// How many edits a list can have; 0: 16.
   int64_t edits_per_slot;
-  /// Who computes; NULL: the calling thread alone.
+  /// Who computes on the CPU; NULL: the calling thread alone.
   const sae_pool *pool;
   /// `SAE_SESSION_…`.
   uint32_t flags;
@@ -810,7 +816,7 @@ sae_status sae_session_status(sae_session *session,
 /// The name of an instruction set that this machine runs, by its number from 0 on, slowest first; NULL after the last.
 const char *sae_kernels_name(size_t number);
 
-/// The name of the instruction set that a session uses; NULL for NULL.
+/// The name of the instruction set that a session uses, if it computes on the CPU; NULL for NULL.
 const char *sae_session_kernels(const sae_session *session);
 
 /// Frees a session; NULL is nothing.

@@ -29,12 +29,61 @@
 use std::sync::Arc;
 
 use crate::backend::cpu::{CpuSession, Kernels};
-use crate::backend::{Input, Limits, Operations, Pool, Run, Screen, Steering, Wanted};
+use crate::backend::cuda::{CudaModel, CudaSession};
+use crate::backend::{Input, Limits, Operations, Pool, Run, Screen, Steering, Stream, Wanted};
 use crate::error::{Result, fail};
 use crate::features::{FeaturesMut, FeaturesRef, check_tensor};
 use crate::sae::{Sae, Spec};
 use crate::steering::{Edit, check_edits};
-use crate::tensor::{DType, Tensor, TensorMut};
+use crate::tensor::{DType, Device, DeviceKind, Tensor, TensorMut};
+
+/// An SAE where it is computed with.
+#[derive(Clone)]
+pub enum Model {
+    /// On the processor.
+    Cpu(Arc<Sae>),
+    /// On a GPU.
+    Cuda(Arc<CudaModel>),
+}
+
+impl Model {
+    /// The SAE.
+    pub fn sae(&self) -> &Arc<Sae> {
+        match self {
+            Self::Cpu(sae) => sae,
+            Self::Cuda(model) => model.sae(),
+        }
+    }
+
+    /// Another SAE on the same device.
+    pub fn another(&self, sae: Sae) -> Result<Self> {
+        let sae = Arc::new(sae);
+        Ok(match self {
+            Self::Cpu(_) => sae.into(),
+            Self::Cuda(model) => CudaModel::on(sae, Arc::clone(model.driver()))?.into(),
+        })
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Cpu(_) => Device::CPU,
+            Self::Cuda(model) => model.device(),
+        }
+    }
+}
+
+impl From<Arc<Sae>> for Model {
+    fn from(sae: Arc<Sae>) -> Self {
+        Self::Cpu(sae)
+    }
+}
+
+impl From<Arc<CudaModel>> for Model {
+    fn from(model: Arc<CudaModel>) -> Self {
+        Self::Cuda(model)
+    }
+}
 
 /// What a session is made for.
 #[derive(Clone)]
@@ -47,13 +96,13 @@ pub struct SessionOptions {
     pub slots: usize,
     /// How many edits a list can have.
     pub edits_per_slot: usize,
-    /// Who computes.
+    /// Who computes, on the processor.
     pub pool: Pool,
     /// The host brings the working memory with every call ([`Run::workspace`]).
     pub host_workspace: bool,
-    /// Instruction set; `None`: [`Kernels::best`].
+    /// Instruction set of the processor; `None`: [`Kernels::best`].
     pub kernels: Option<Kernels>,
-    /// Whether scores are bounded by bytes first.
+    /// Whether scores are bounded first, by products of bytes or, on a GPU, of bf16.
     pub screen: Screen,
 }
 
@@ -72,20 +121,21 @@ impl Default for SessionOptions {
     }
 }
 
-/// Memory a session needs.
+/// Memory a session needs, of the device that its model is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionMemory {
-    /// Working memory: the session's, or brought by the host with each call; 64-byte aligned.
+    /// Working memory: the session's, or brought by the host with each call; aligned to 64 bytes, on a GPU to 256.
     pub workspace: usize,
     /// Kept by the session besides.
     pub kept: usize,
-    /// Shared by all sessions of the model that bound scores by bytes.
+    /// Shared by all sessions of the model that bound scores first.
     pub shared: usize,
 }
 
 /// One stream of work over one SAE. A session is used by one thread at a time; sessions are independent of each other.
 pub struct Session {
     sae: Arc<Sae>,
+    device: Device,
     limits: Limits,
     kernels: Kernels,
     /// For each slot, whether its edits depend on activations.
@@ -106,20 +156,29 @@ pub struct Steer<'a> {
 
 impl Session {
     /// Reserves everything the calls will need.
-    pub fn new(sae: Arc<Sae>, options: SessionOptions) -> Result<Self> {
+    pub fn new(model: impl Into<Model>, options: SessionOptions) -> Result<Self> {
+        let model = model.into();
+        let (sae, device) = (Arc::clone(model.sae()), model.device());
         let limits = limits(&sae, &options)?;
         let kernels = options.kernels.map_or_else(Kernels::best, Ok)?;
-        let session =
-            CpuSession::new(Arc::clone(&sae), limits, options.pool, kernels, options.screen, options.host_workspace)?;
-        let needs_activations = vec![false; limits.slots];
-        Ok(Self { sae, limits, kernels, needs_activations, operations: Box::new(session) })
+        let SessionOptions { pool, screen, host_workspace, .. } = options;
+        let operations: Box<dyn Operations> = match model {
+            Model::Cpu(sae) => Box::new(CpuSession::new(sae, limits, pool, kernels, screen, host_workspace)?),
+            Model::Cuda(model) => Box::new(CudaSession::new(model, limits, screen, host_workspace)?),
+        };
+        Ok(Self { sae, device, limits, kernels, needs_activations: vec![false; limits.slots], operations })
     }
 
     /// What [`Self::new`] would reserve.
-    pub fn memory(sae: &Sae, options: &SessionOptions) -> Result<SessionMemory> {
-        let kernels = options.kernels.map_or_else(Kernels::best, Ok)?;
-        let (workspace, kept, shared) =
-            CpuSession::memory(sae, limits(sae, options)?, &options.pool, kernels, options.screen);
+    pub fn memory(model: &Model, options: &SessionOptions) -> Result<SessionMemory> {
+        let limits = limits(model.sae(), options)?;
+        let (workspace, kept, shared) = match model {
+            Model::Cpu(sae) => {
+                let kernels = options.kernels.map_or_else(Kernels::best, Ok)?;
+                CpuSession::memory(sae, limits, &options.pool, kernels, options.screen)
+            }
+            Model::Cuda(model) => CudaSession::memory(model.sae(), limits, options.screen),
+        };
         Ok(SessionMemory { workspace, kept, shared })
     }
 
@@ -128,12 +187,17 @@ impl Session {
         &self.sae
     }
 
+    /// Where its model is, and its tensors must be.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// What it was made for.
     pub fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// The instruction set in use.
+    /// The instruction set in use, on the processor.
     pub fn kernels(&self) -> Kernels {
         self.kernels
     }
@@ -148,6 +212,7 @@ impl Session {
         self.check_input(&input)?;
         self.check_features("out", &out.as_ref(), input.x.rows())?;
         disjoint(out.as_ref().tensors(), inputs(&input), None)?;
+        self.check_run(&run)?;
         self.operations.encode(run, input, out)
     }
 
@@ -165,8 +230,9 @@ impl Session {
         let m = ids.rows();
         check_tensor("ids", &ids, &[m], |t| t == DType::I32, "i32")?;
         self.check_vectors("out", &out.as_ref(), &[input.x.rows(), m])?;
-        check_host("ids", &ids)?;
+        self.check_device("ids", &ids)?;
         disjoint([("out", out.as_ref())], inputs(&input).chain([("ids", ids)]), None)?;
+        self.check_run(&run)?;
         self.operations.encode_selected(run, input, ids, out)
     }
 
@@ -178,6 +244,7 @@ impl Session {
         self.check_input(&input)?;
         self.check_vectors("z", &z.as_ref(), &[input.x.rows(), self.sae.spec().n_latents])?;
         disjoint([("z", z.as_ref())], inputs(&input), None)?;
+        self.check_run(&run)?;
         self.operations.encode_dense(run, input, what, z)
     }
 
@@ -202,6 +269,7 @@ impl Session {
         }
         let read = features.tensors().chain(x.map(|x| ("x", x)));
         disjoint([("x_hat", out.as_ref())], read, Some(("x_hat", "x")))?;
+        self.check_run(&run)?;
         self.operations.decode(run, features, x, out)
     }
 
@@ -221,6 +289,7 @@ impl Session {
         let features_ref = features.as_ref().map(FeaturesMut::as_ref);
         let written = features_ref.iter().flat_map(FeaturesRef::tensors).chain([("x_hat", out.as_ref())]);
         disjoint(written, inputs(&input), Some(("x_hat", "x")))?;
+        self.check_run(&run)?;
         self.operations.reconstruct(run, input, features, out)
     }
 
@@ -265,6 +334,7 @@ impl Session {
         disjoint([("out", out.as_ref())], read, Some(("out", "x")))?;
         disjoint([("out", out.as_ref())], [("y", y)], Some(("out", "y")))?;
         let steering = Steering { row_slot: steer.row_slot, known: steer.known, y: Some(y), out };
+        self.check_run(&run)?;
         self.operations.steer(run, Some(input), steering)
     }
 
@@ -280,13 +350,14 @@ impl Session {
         self.check_outputs("x", &x.as_ref(), rows)?;
         self.check_steering(rows, &Steer { row_slot, ..Steer::default() })?;
         disjoint([("x", x.as_ref())], row_slot.map(|t| ("row_slot", t)), None)?;
+        self.check_run(&run)?;
         self.operations.steer(run, None, Steering { row_slot, known: None, y: None, out: x })
     }
 
     fn check_steering(&self, rows: usize, steer: &Steer<'_>) -> Result<()> {
         if let Some(row_slot) = &steer.row_slot {
             check_tensor("row_slot", row_slot, &[rows], |t| t == DType::I32, "i32")?;
-            check_host("row_slot", row_slot)?;
+            self.check_device("row_slot", row_slot)?;
         }
         if let Some(known) = &steer.known {
             self.check_features("known", known, rows)?;
@@ -333,12 +404,40 @@ impl Session {
             }
         }
         disjoint(out.as_ref().tensors(), parts.iter().flat_map(FeaturesRef::tensors), None)?;
+        self.check_run(&run)?;
         self.operations.merge(run, parts, out)
     }
 
     /// Indices and slots out of range that calls took for −1 since the session was made.
     pub fn ignored_indices(&self) -> u64 {
         self.operations.ignored_indices()
+    }
+
+    /// Faults of the device so far; never waits.
+    pub fn fault(&self) -> Result<()> {
+        self.operations.fault()
+    }
+
+    /// Waits until all work on the session's own stream is done.
+    pub fn synchronize(&self) -> Result<()> {
+        self.operations.synchronize()
+    }
+
+    /// Refuses a stream or a workspace of another device than the model's.
+    fn check_run(&self, run: &Run<'_>) -> Result<()> {
+        let device = self.device;
+        match (device.kind, run.stream) {
+            (DeviceKind::Cpu, Stream::Host(_)) => {
+                fail!(Unsupported, "stream: a host's stream is for models on a GPU; this one is on {device}")
+            }
+            (DeviceKind::Cpu, _) if run.device_workspace.is_some() => {
+                fail!(InvalidArgument, "device_workspace: is a GPU's memory, but the model is on {device}")
+            }
+            (DeviceKind::Cuda, _) if run.workspace.is_some() => {
+                fail!(InvalidArgument, "workspace: is the host's memory, but the model is on {device}")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_input(&self, input: &Input<'_>) -> Result<()> {
@@ -373,8 +472,21 @@ impl Session {
     /// Checks floats of a shape, of which the first dimension is tokens, in memory the device can reach.
     fn check_vectors(&self, name: &str, tensor: &Tensor<'_>, shape: &[usize]) -> Result<()> {
         check_tensor(name, tensor, shape, DType::is_float, "f32, f16 or bf16")?;
-        check_host(name, tensor)?;
+        self.check_device(name, tensor)?;
         self.check_tokens(shape[0]).map_err(|e| e.at(name))
+    }
+
+    /// Refuses memory that the model's device does not reach.
+    fn check_device(&self, name: &str, tensor: &Tensor<'_>) -> Result<()> {
+        let (own, other) = (self.device, tensor.device());
+        let reached = match own.kind {
+            DeviceKind::Cuda => other == own || other.kind == DeviceKind::CudaManaged,
+            _ => other.is_host(),
+        };
+        if !reached {
+            return fail!(InvalidTensor, "{name}: is on {other}, but the model is on {own}");
+        }
+        Ok(())
     }
 
     fn check_tokens(&self, rows: usize) -> Result<()> {
@@ -388,7 +500,7 @@ impl Session {
     fn check_features(&self, name: &str, features: &FeaturesRef<'_>, rows: usize) -> Result<()> {
         let check = || {
             features.check(rows, self.sae.spec().row_state_width())?;
-            features.tensors().try_for_each(|(name, tensor)| check_host(name, &tensor))?;
+            features.tensors().try_for_each(|(name, tensor)| self.check_device(name, &tensor))?;
             self.check_tokens(rows)?;
             if features.width() > self.limits.max_width {
                 let (width, most) = (features.width(), self.limits.max_width);
@@ -439,13 +551,6 @@ fn limits(sae: &Sae, options: &SessionOptions) -> Result<Limits> {
 
 fn inputs<'a>(input: &Input<'a>) -> impl Iterator<Item = (&'static str, Tensor<'a>)> + use<'a> {
     [("x", Some(input.x)), ("addend", input.addend)].into_iter().filter_map(|(name, tensor)| Some((name, tensor?)))
-}
-
-fn check_host(name: &str, tensor: &Tensor<'_>) -> Result<()> {
-    if !tensor.device().is_host() {
-        return fail!(InvalidTensor, "{name}: is on {}, but the model is on cpu", tensor.device());
-    }
-    Ok(())
 }
 
 /// Refuses written tensors that share memory with each other or with read ones, except the named pair if it is exactly

@@ -420,7 +420,7 @@ fn memory_follows_from_the_latents_there_are() {
     let shard = Arc::new(whole.shard(100, 64).unwrap());
     for (sae, most) in [(&whole, 40 << 20), (&shard, 8 << 20)] {
         let options = SessionOptions { screen: Screen::Always, ..SessionOptions::default() };
-        let memory = Session::memory(sae, &options).unwrap();
+        let memory = Session::memory(&Arc::clone(sae).into(), &options).unwrap();
         assert!(memory.workspace < most, "{memory:?}");
     }
     check(&shard, &[1.0; 5 * 64], 64, &"a shard with fewer latents than k");

@@ -39,9 +39,10 @@
 //! so do rows where x, y or a δ is not finite.
 
 pub mod cpu;
+pub mod cuda;
 mod operations;
 mod pool;
 pub mod training;
 
-pub use operations::{Input, Limits, Operations, Order, Run, Screen, Steering, Wanted};
+pub use operations::{DeviceWorkspace, Input, Limits, Operations, Order, Run, Screen, Steering, Stream, Wanted};
 pub use pool::{ParallelFor, Pool};

@@ -32,6 +32,27 @@ pub enum Order {
     Index,
 }
 
+/// Which stream of a GPU a call's work is put on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stream {
+    /// The session's own.
+    #[default]
+    Session,
+    /// The host's, by the driver's handle; 0 is the default stream.
+    Host(u64),
+    /// The session's own, and the call returns when the work is done. On the CPU, calls always do.
+    Synchronous,
+}
+
+/// Working memory on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceWorkspace {
+    /// Its address there, a multiple of 256.
+    pub at: u64,
+    /// Its bytes.
+    pub size: usize,
+}
+
 /// How one call runs.
 #[derive(Default)]
 pub struct Run<'a> {
@@ -41,6 +62,10 @@ pub struct Run<'a> {
     pub order: Order,
     /// Working memory of the host's, 64-byte aligned, instead of the session's.
     pub workspace: Option<&'a mut [u8]>,
+    /// The same for an SAE on a GPU. Until the call's work is done, nobody else may use it.
+    pub device_workspace: Option<DeviceWorkspace>,
+    /// Where the work of an SAE on a GPU goes.
+    pub stream: Stream,
 }
 
 /// What a session is prepared for; its memory follows from it.
@@ -132,8 +157,18 @@ pub trait Operations: Send {
     /// Features of latent shards into those of the whole.
     fn merge(&mut self, run: Run<'_>, parts: &[FeaturesRef<'_>], out: FeaturesMut<'_>) -> Result<()>;
 
-    /// Indices and slots out of range that were taken for −1, since the session was made.
+    /// Indices and slots out of range that were taken for −1, since the session was made, as far as work is done.
     fn ignored_indices(&self) -> u64;
+
+    /// Faults of the device so far; never waits.
+    fn fault(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until all work of the session's own stream is done.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Working memory: the session's own, or what a call brings.

@@ -196,7 +196,7 @@ pub unsafe extern "C" fn sae_doctor(
                 how.pool = pool_or_serial("options.pool", options.pool)?;
                 how.max_rows = count("options.max_rows", options.max_rows)?;
             }
-            let report = examine(&model.sae, &sample, &how)?;
+            let report = examine(model.sae(), &sample, &how)?;
             put(out, sae_report::new(report));
         }
         Ok(())

@@ -52,7 +52,8 @@ pub struct sae_load_options {
     pub release: sae_release,
     /// Handed to `release`.
     pub release_context: *mut c_void,
-    /// Where the model shall live; zero: the CPU.
+    /// Where the model shall live; zero: the CPU. On an NVIDIA GPU (`SAE_DEVICE_CUDA`) its weights are copied there, and the
+    /// host keeps them too. Where there is none that serves: `SAE_ERROR_NO_DEVICE`, with the reason.
     pub device: sae_device,
     /// The type to keep matrices in, f32, f16 or bf16; zero: as stored. Vectors are always f32.
     pub dtype: sae_dtype,
@@ -78,6 +79,8 @@ pub(super) struct LoadChoice {
     pub(super) load: LoadOptions,
     /// Whether the caller's matrices are used where they are, and what to call when they are not any more.
     pub(super) borrow: Option<(sae_release, *mut c_void)>,
+    /// The number of the GPU that the model shall live on.
+    pub(super) gpu: Option<i32>,
 }
 
 impl LoadChoice {
@@ -90,7 +93,7 @@ impl LoadChoice {
         unsafe {
             let Some(given) = sized::read("options", pointer)? else { return Ok(Self::default()) };
             check_flags("options.flags", given.flags, SAE_LOAD_MAP | SAE_LOAD_BORROW | SAE_LOAD_CENTER)?;
-            given.device.choose("options")?;
+            let gpu = given.device.choose("options")?;
             let (first, n) =
                 (count("options.first_latent", given.first_latent)?, count("options.n_latents", given.n_latents)?);
             if first > 0 && n == 0 {
@@ -124,7 +127,7 @@ impl LoadChoice {
                 activation_scale: (given.activation_scale != 0.0).then_some(given.activation_scale),
                 convention: sae_convention::read("options.convention", given.convention)?,
             };
-            Ok(Self { load, borrow: borrow.then_some((given.release, given.release_context)) })
+            Ok(Self { load, borrow: borrow.then_some((given.release, given.release_context)), gpu })
         }
     }
 

@@ -5,21 +5,23 @@ use std::sync::Arc;
 
 use super::boundary::{boundary, check_flags, count, present, required_text, text};
 use super::convention::say;
-use super::handle::{Handle, get, put, take_back};
+use super::handle::{Handle, get, give, put, take_back};
 use super::load::{LoadChoice, sae_load_options};
 use super::log::{SAE_LOG_INFO, SAE_LOG_WARNING, log};
 use super::sized::{self, Output, sized};
 use super::status::{c_text, sae_error, sae_status};
 use super::tensor::{needed, sae_device, sae_dtype, sae_tensor};
+use crate::backend::cuda::CudaModel;
 use crate::error::{Result, fail};
 use crate::formats::{self, SaveOptions};
 use crate::sae::{Architecture, Convention, Matrix, Normalization, Sae};
-use crate::tensor::{DType, Device};
+use crate::session::Model;
+use crate::tensor::DType;
 
 /// An SAE: what it is, and its weights. Never changes; any number of threads may use it at once. Counted: sessions keep the
 /// weights they need, so it may be freed before them.
 pub struct sae_model {
-    pub(super) sae: Arc<Sae>,
+    pub(super) model: Model,
     texts: Texts,
     prefixes: Vec<i64>,
 }
@@ -88,10 +90,14 @@ pub struct sae_memory {
     pub mapped: u64,
     /// The most that is allocated at any moment of making it, `resident` included.
     pub peak: u64,
-    /// Of a session: working memory, in `resident` unless the host brings it with each call (`sae_run.workspace`).
+    /// Of a session: working memory, in `resident` (on a GPU, in `device`) unless the host brings it with each call
+    /// (`sae_run.workspace`).
     pub workspace: u64,
+    /// Held in the GPU's memory, if the model is on one; of a model without the gaps between arrays. The host keeps the
+    /// weights too (`resident`, or with `SAE_LOAD_MAP` `mapped`).
+    pub device: u64,
 }
-sized!(sae_memory: resident, mapped, peak, workspace);
+sized!(sae_memory: resident, mapped, peak, workspace, device);
 
 /// What a model is. Texts are valid until the model is freed, and NULL where nothing is known.
 #[repr(C)]
@@ -200,7 +206,7 @@ pub unsafe extern "C" fn sae_model_load(
         for note in &loaded.notes {
             log(SAE_LOG_WARNING, || format!("{path}: {note}"));
         }
-        let model = sae_model::new(loaded.sae, Some(loaded.format), &loaded.notes);
+        let model = sae_model::new(loaded.sae, options.gpu, Some(loaded.format), &loaded.notes)?;
         // SAFETY: the caller's place for a handle.
         unsafe { put(out, model) };
         Ok(())
@@ -221,7 +227,8 @@ pub unsafe extern "C" fn sae_model_memory(
             unsafe { (Output::new("out", out)?, required_text("path", path)?, LoadChoice::read(options)?) };
         options.refuse_borrow()?;
         let formats::Memory { resident, mapped, peak } = formats::memory(path, &options.load)?;
-        out.write(&sae_memory { struct_size: 0, resident, mapped, peak, workspace: 0 });
+        let device = if options.gpu.is_some() { resident + mapped } else { 0 };
+        out.write(&sae_memory { struct_size: 0, resident, mapped, peak, workspace: 0, device });
         Ok(())
     })
 }
@@ -247,7 +254,7 @@ pub unsafe extern "C" fn sae_model_save(
             // SAFETY: the caller's text.
             save.format = unsafe { text("options.format", options.format)? }.map(str::to_owned);
         }
-        formats::save(&model.sae, path, &save)?;
+        formats::save(model.sae(), path, &save)?;
         log(SAE_LOG_INFO, || format!("{path}: saved"));
         Ok(())
     })
@@ -304,7 +311,7 @@ pub unsafe extern "C" fn sae_model_read(
         // SAFETY: the caller's pointers.
         let (model, mut out) = unsafe { (get("model", model)?, needed("out", out)?.write("out")?) };
         let (first, rows) = (count("first", first)?, count("rows", rows)?);
-        let (sae, w) = (&model.sae, model.sae.weights());
+        let (sae, w) = (model.sae(), model.sae().weights());
         let latents = sae.spec().first_latent;
         let name = match which {
             SAE_WEIGHT_W_ENC => "W_enc",
@@ -334,7 +341,7 @@ pub unsafe extern "C" fn sae_model_read(
         };
         crate::features::check_tensor("out", &out.as_ref(), shape, DType::is_float, "f32, f16 or bf16")?;
         if !out.as_ref().device().is_host() {
-            return fail!(InvalidTensor, "out: is on {}, but the model is on cpu", out.as_ref().device());
+            return fail!(InvalidTensor, "out: is on {}, but weights are read on cpu", out.as_ref().device());
         }
         match source {
             Source::Matrix(matrix) => {
@@ -361,6 +368,11 @@ pub unsafe extern "C" fn sae_model_free(model: *mut sae_model) {
     unsafe { take_back(model) };
 }
 
+/// A handle to a model made in Rust, for a program whose other parts speak C; [`sae_model_free`] gives it back.
+pub fn handle_of(model: impl Into<Model>) -> *mut sae_model {
+    give(sae_model::of(model.into(), None, &[]))
+}
+
 /// What a model's info points to.
 #[derive(Default)]
 struct Texts {
@@ -378,7 +390,18 @@ struct Texts {
 }
 
 impl sae_model {
-    pub(super) fn new(sae: Sae, format: Option<&str>, notes: &[String]) -> Self {
+    /// A model on the GPU of a number, or on the CPU.
+    pub(super) fn new(sae: Sae, gpu: Option<i32>, format: Option<&str>, notes: &[String]) -> Result<Self> {
+        let sae = Arc::new(sae);
+        let model = match gpu {
+            None => Model::Cpu(sae),
+            Some(ordinal) => CudaModel::new(sae, ordinal).map_err(|e| e.at("options.device"))?.into(),
+        };
+        Ok(Self::of(model, format, notes))
+    }
+
+    pub(super) fn of(model: Model, format: Option<&str>, notes: &[String]) -> Self {
+        let sae = model.sae();
         let convention = &sae.spec().convention;
         let Convention { model_name, hook_point, hook_point_out, .. } = convention;
         let (names, names_out) = (convention.hook_names(), convention.hook_names_out());
@@ -397,11 +420,19 @@ impl sae_model {
             ggml_out: names_out.ggml.map(owned),
         };
         let prefixes = sae.spec().prefixes.iter().map(|n| *n as i64).collect();
-        Self { sae: Arc::new(sae), texts, prefixes }
+        Self { model, texts, prefixes }
+    }
+
+    pub(super) fn sae(&self) -> &Arc<Sae> {
+        self.model.sae()
+    }
+
+    pub(super) fn is_on_gpu(&self) -> bool {
+        matches!(self.model, Model::Cuda(_))
     }
 
     fn info(&self) -> sae_info {
-        let spec = self.sae.spec();
+        let spec = self.sae().spec();
         let (texts, convention) = (&self.texts, &spec.convention);
         let text = |text: &Option<CString>| text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr());
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
@@ -423,12 +454,12 @@ impl sae_model {
             flags: flag(!spec.subtract_b_dec, SAE_MODEL_KEEPS_B_DEC)
                 | flag(!spec.denormalize_output, SAE_MODEL_STAYS_NORMALIZED)
                 | flag(spec.rescale_by_decoder_norm, SAE_MODEL_RESCALES)
-                | flag(self.sae.weights().w_skip.is_some(), SAE_MODEL_HAS_SKIP)
+                | flag(self.sae().weights().w_skip.is_some(), SAE_MODEL_HAS_SKIP)
                 | flag(spec.center, SAE_MODEL_CENTERS)
                 | flag(spec.select_by_decoder_norm, SAE_MODEL_SELECTS)
-                | flag(self.sae.weights().glu.is_some(), SAE_MODEL_HAS_GLU),
-            dtype: sae_dtype::of(self.sae.weights().w_enc.dtype()),
-            device: sae_device::of(Device::CPU),
+                | flag(self.sae().weights().glu.is_some(), SAE_MODEL_HAS_GLU),
+            dtype: sae_dtype::of(self.sae().weights().w_enc.dtype()),
+            device: sae_device::of(self.model.device()),
             d_in: spec.d_in as i64,
             d_out: spec.d_out as i64,
             layers_in: spec.layers_in as i64,
@@ -440,7 +471,7 @@ impl sae_model {
             prefixes: if self.prefixes.is_empty() { std::ptr::null() } else { self.prefixes.as_ptr() },
             n_prefixes: self.prefixes.len(),
             row_state_width: spec.row_state_width() as i64,
-            bytes: self.sae.byte_size() as u64,
+            bytes: self.sae().byte_size() as u64,
             format: text(&texts.format),
             notes: text(&texts.notes),
             model_name: text(&texts.model_name),

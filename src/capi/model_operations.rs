@@ -1,7 +1,7 @@
-//! Models made into other models.
+//! Models made into other models, on the same device.
 
 use std::ffi::{CString, c_char};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use super::boundary::{array, boundary, count, present};
 use super::handle::{get, put};
@@ -97,9 +97,10 @@ pub unsafe extern "C" fn sae_model_with_threshold(
         // SAFETY: the caller's pointers.
         let (model, sample, pool) =
             unsafe { (get("model", model)?, needed("sample", sample)?.read("sample")?, pool_or_serial("pool", pool)?) };
-        let made = crate::evaluation::threshold::fixed_threshold(&Arc::clone(&model.sae), &sample, pool)?;
+        let made = crate::evaluation::threshold::fixed_threshold(model.sae(), &sample, pool)?;
+        let made = sae_model::of(model.model.another(made)?, None, &[]);
         // SAFETY: the caller's place for a handle.
-        unsafe { put(out, sae_model::new(made, None, &[])) };
+        unsafe { put(out, made) };
         Ok(())
     })
 }
@@ -132,9 +133,10 @@ unsafe fn remake(
         present("out", out)?;
         // SAFETY: the caller's handle.
         let model = unsafe { get("model", model)? };
-        let made = make(&model.sae)?;
+        let made = make(model.sae())?;
+        let made = sae_model::of(model.model.another(made)?, None, &[]);
         // SAFETY: the caller's place for a handle.
-        unsafe { put(out, sae_model::new(made, None, &[])) };
+        unsafe { put(out, made) };
         Ok(())
     })
 }

@@ -111,7 +111,7 @@ pub unsafe extern "C" fn sae_model_from_weights(
             refuse_copy(borrow, "options.dtype")?;
             sae = sae.to_dtype(dtype)?;
         }
-        let model = sae_model::new(sae, None, &[]);
+        let model = sae_model::new(sae, options.gpu, None, &[])?;
         // From here on the model has the memory, and nothing can fail.
         release.armed.store(true, Ordering::Release);
         // SAFETY: the caller's place for a handle.
@@ -224,7 +224,7 @@ impl<'a> Named<'a> {
             // SAFETY: the caller's promise.
             let tensor = unsafe { weight.tensor.read(name)? };
             if !tensor.device().is_host() {
-                return fail!(InvalidTensor, "{name}: is on {}, but the model is made on cpu", tensor.device());
+                return fail!(InvalidTensor, "{name}: is on {}, but weights are taken from cpu", tensor.device());
             }
             if named.0[which].replace(tensor).is_some() {
                 return fail!(InvalidArgument, "weights[{i}].name: {name:?} is given twice");

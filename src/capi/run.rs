@@ -8,10 +8,10 @@ use super::boundary::check_flags;
 use super::features::sae_features;
 use super::sized::{self, sized};
 use super::tensor::{given, needed, sae_tensor};
-use crate::backend::{Input, Order, Run};
+use crate::backend::{DeviceWorkspace, Input, Order, Run, Stream};
 use crate::error::{Result, fail};
 use crate::features::{FeaturesMut, FeaturesRef};
-use crate::tensor::{Tensor, TensorMut};
+use crate::tensor::{Device, DeviceKind, Tensor, TensorMut};
 
 /// Allow scores that are repeatable on one device but not bit for bit the same on all. The CPU's are the same anyway.
 pub const SAE_RUN_FAST: u32 = 1;
@@ -22,11 +22,12 @@ pub const SAE_RUN_ROUND_SUM: u32 = 4;
 
 pub(super) const RUN_FLAGS: u32 = SAE_RUN_FAST | SAE_RUN_ORDER_INDEX | SAE_RUN_ROUND_SUM;
 
-/// The session's own stream.
+/// The session's own stream: later calls on it come after this one, and a synchronous one waits for it.
 pub const SAE_STREAM_SESSION: i32 = 0;
-/// The host's, in `sae_run.stream`; for models on a GPU alone.
+/// The host's, in `sae_run.stream`, of which NULL is the default one; for models on a GPU alone. It must be of the device's
+/// primary context. Edits are ordered on the stream of the session's latest call, which must then still be there.
 pub const SAE_STREAM_HOST: i32 = 1;
-/// Return when the work is done. On the CPU, calls always do.
+/// The session's own stream, and the call returns when the work is done. On the CPU, calls always do.
 pub const SAE_STREAM_SYNCHRONOUS: i32 = 2;
 
 /// How one call runs. NULL or all zero: as the session was made.
@@ -41,8 +42,8 @@ pub struct sae_run {
     pub stream_kind: i32,
     /// The host's stream, with `SAE_STREAM_HOST`.
     pub stream: *mut c_void,
-    /// Working memory for this call, aligned to 64 bytes, instead of the session's. May be shared by sessions that run one
-    /// after another. Must not overlap the tensors.
+    /// Working memory for this call, aligned to 64 bytes, instead of the session's; on a GPU, of its memory and aligned to 256
+    /// bytes. May be shared by sessions that run one after another. Must not overlap the tensors.
     pub workspace: *mut c_void,
     /// Its bytes; `sae_session_memory` says how many are needed.
     pub workspace_size: usize,
@@ -57,21 +58,27 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) unsafe fn new(pointer: *const sae_run, flags: u32) -> Result<Self> {
+    /// What a call to a session on `device` is told.
+    pub(super) unsafe fn new(pointer: *const sae_run, flags: u32, device: Device) -> Result<Self> {
+        let on_gpu = device.kind == DeviceKind::Cuda;
         let mut call = Self { run: Run::default(), round_sum: false, workspace: 0..0 };
         let mut flags = flags;
         // SAFETY: the caller's pointer.
         if let Some(given) = unsafe { sized::read("run", pointer)? } {
             check_flags("run.flags", given.flags, RUN_FLAGS)?;
             flags |= given.flags;
-            check_stream(&given)?;
+            call.run.stream = read_stream(&given, on_gpu)?;
             let (start, size) = (given.workspace.cast::<u8>(), given.workspace_size);
             if !start.is_null() {
                 if size > isize::MAX as usize || start.addr().checked_add(size).is_none() {
                     return fail!(InvalidArgument, "run.workspace_size: {size} bytes lead beyond memory");
                 }
-                // SAFETY: the caller's memory, for this call; what overlaps it is refused.
-                call.run.workspace = Some(unsafe { std::slice::from_raw_parts_mut(start, size) });
+                if on_gpu {
+                    call.run.device_workspace = Some(DeviceWorkspace { at: start.addr() as u64, size });
+                } else {
+                    // SAFETY: the caller's memory, for this call; what overlaps it is refused.
+                    call.run.workspace = Some(unsafe { std::slice::from_raw_parts_mut(start, size) });
+                }
                 call.workspace = start.addr()..start.addr() + size;
             } else if size > 0 {
                 return fail!(InvalidArgument, "run.workspace: is NULL, but workspace_size is {size}");
@@ -141,13 +148,15 @@ impl<'a> Call<'a> {
     }
 }
 
-/// On the CPU a call runs on the calling thread or its pool, and is done when it returns.
-pub(super) fn check_stream(run: &sae_run) -> Result<()> {
+/// Where a call's work goes. On the CPU it runs on the calling thread or its pool, and is done when it returns.
+pub(super) fn read_stream(run: &sae_run, on_gpu: bool) -> Result<Stream> {
     match run.stream_kind {
+        SAE_STREAM_HOST if on_gpu => Ok(Stream::Host(run.stream.addr() as u64)),
         SAE_STREAM_HOST => {
             fail!(Unsupported, "run.stream_kind: a host's stream is for models on a GPU; this one is on cpu")
         }
-        SAE_STREAM_SESSION | SAE_STREAM_SYNCHRONOUS if run.stream.is_null() => Ok(()),
+        SAE_STREAM_SESSION if run.stream.is_null() => Ok(Stream::Session),
+        SAE_STREAM_SYNCHRONOUS if run.stream.is_null() => Ok(Stream::Synchronous),
         SAE_STREAM_SESSION | SAE_STREAM_SYNCHRONOUS => {
             fail!(InvalidArgument, "run.stream: is set, but run.stream_kind is not SAE_STREAM_HOST")
         }

@@ -20,7 +20,7 @@ use crate::steering::Edit;
 
 /// One stream of work over one model: working memory and the hot calls, which allocate nothing. For one thread at a
 /// time; a call that comes while another runs is refused with `SAE_ERROR_BAD_STATE`. Sessions are independent of each other.
-pub struct sae_session(pub(super) Exclusive<State>, Kernels);
+pub struct sae_session(pub(super) Exclusive<State>, Option<Kernels>);
 
 impl Handle for sae_session {}
 
@@ -34,7 +34,7 @@ pub(super) struct State {
 
 /// The host brings working memory with each call; the session keeps none.
 pub const SAE_SESSION_HOST_WORKSPACE: u32 = 1;
-/// No copy of W_enc as bytes. By default encoding first bounds every score by products of 8-bit integers, where that is faster
+/// No copy of W_enc as bytes. By default encoding first bounds every score by products of 8-bit integers (on a GPU of bf16), where that is faster
 /// and the architecture allows it, and takes exact scores only of latents that can still matter: results are the same to the
 /// bit. The copy takes `n_latents * d_in` bytes and a little more, which all sessions of a model share.
 pub const SAE_SESSION_NO_SCREEN: u32 = 2;
@@ -55,7 +55,7 @@ pub struct sae_session_options {
     pub slots: i64,
     /// How many edits a list can have; 0: 16.
     pub edits_per_slot: i64,
-    /// Who computes; NULL: the calling thread alone.
+    /// Who computes on the CPU; NULL: the calling thread alone.
     pub pool: *const sae_pool,
     /// `SAE_SESSION_…`.
     pub flags: u32,
@@ -79,9 +79,9 @@ pub unsafe extern "C" fn sae_session_create(
         present("out", out)?;
         // SAFETY: the caller's pointers.
         let (model, (options, run_flags)) = unsafe { (get("model", model)?, sae_session_options::read(options)?) };
-        let session = Session::new(model.sae.clone(), options)?;
+        let session = Session::new(model.model.clone(), options)?;
         let edits = Vec::with_capacity(session.limits().edits_per_slot);
-        let kernels = session.kernels();
+        let kernels = (!model.is_on_gpu()).then_some(session.kernels());
         let state = State { session, run_flags, edits };
         // SAFETY: the caller's place for a handle.
         unsafe { put(out, sae_session(Exclusive::new(state), kernels)) };
@@ -101,15 +101,17 @@ pub unsafe extern "C" fn sae_session_memory(
         // SAFETY: the caller's pointers.
         let (model, (options, _), out) =
             unsafe { (get("model", model)?, sae_session_options::read(options)?, Output::new("out", out)?) };
-        let memory = Session::memory(&model.sae, &options)?;
+        let memory = Session::memory(&model.model, &options)?;
         let own = if options.host_workspace { 0 } else { memory.workspace };
-        let resident = (memory.kept + memory.shared + own) as u64;
+        let held = (memory.kept + memory.shared + own) as u64;
+        let (resident, device) = if model.is_on_gpu() { (0, held) } else { (held, 0) };
         out.write(&sae_memory {
             struct_size: 0,
             resident,
             mapped: 0,
             peak: resident,
             workspace: memory.workspace as u64,
+            device,
         });
         Ok(())
     })
@@ -264,7 +266,9 @@ pub unsafe extern "C" fn sae_session_status(session: *mut sae_session, error: *m
     boundary(error, || {
         // SAFETY: the caller's handle.
         let session = unsafe { get("session", session)? };
-        match session.0.enter("session")?.session.ignored_indices() {
+        let state = session.0.enter("session")?;
+        state.session.fault()?;
+        match state.session.ignored_indices() {
             0 => Ok(()),
             n => fail!(
                 InvalidArgument,
@@ -284,12 +288,13 @@ pub unsafe extern "C" fn sae_kernels_name(number: usize) -> *const c_char {
     KERNELS.get(number).map_or(std::ptr::null(), |name| name.as_ptr())
 }
 
-/// The name of the instruction set that a session uses; NULL for NULL.
+/// The name of the instruction set that a session uses, if it computes on the CPU; NULL for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_session_kernels(session: *const sae_session) -> *const c_char {
     // SAFETY: the caller's handle.
     let Some(session) = (unsafe { session.as_ref() }) else { return std::ptr::null() };
-    let used = KERNELS.iter().find(|name| name.as_bytes() == session.1.name.as_bytes());
+    let Some(kernels) = session.1 else { return std::ptr::null() };
+    let used = KERNELS.iter().find(|name| name.as_bytes() == kernels.name.as_bytes());
     used.map_or(std::ptr::null(), |name| name.as_ptr())
 }
 
@@ -357,7 +362,7 @@ pub(super) fn enter(
         unsafe {
             let session = get("session", session)?;
             let mut state = session.0.enter("session")?;
-            let call = Call::new(run, state.run_flags)?;
+            let call = Call::new(run, state.run_flags, state.session.device())?;
             body(&mut state.session, call)
         }
     })

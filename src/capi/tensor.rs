@@ -99,14 +99,15 @@ impl sae_device {
         Ok(Device { kind, id: self.device_id })
     }
 
-    /// Where a model shall live: this version knows one place.
-    pub(super) fn choose(self, name: &str) -> Result<()> {
+    /// Where a model shall live: on the GPU of a number, or on the CPU.
+    pub(super) fn choose(self, name: &str) -> Result<Option<i32>> {
         if (self.device_type, self.device_id) == (0, 0) {
-            return Ok(());
+            return Ok(None);
         }
         match self.read() {
-            Ok(device) if device == Device::CPU => Ok(()),
-            Ok(device) => fail!(Unsupported, "{name}.device: models live on cpu, not on {device}"),
+            Ok(device) if device == Device::CPU => Ok(None),
+            Ok(Device { kind: DeviceKind::Cuda, id }) => Ok(Some(id)),
+            Ok(device) => fail!(Unsupported, "{name}.device: models live on cpu or cuda, not on {device}"),
             Err(e) => fail!(InvalidArgument, "{name}.{}", e.message()),
         }
     }

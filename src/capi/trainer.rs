@@ -9,7 +9,7 @@ use super::handle::{Exclusive, Handle, get, put, take_back};
 use super::log::{SAE_LOG_INFO, log};
 use super::model::{read_normalization, sae_model};
 use super::pool::{pool_or_serial, sae_pool};
-use super::run::{SAE_RUN_FAST, SAE_RUN_ROUND_SUM, check_stream, sae_run};
+use super::run::{SAE_RUN_FAST, SAE_RUN_ROUND_SUM, read_stream, sae_run};
 use super::sized::{self, Output, sized};
 use super::status::{sae_error, sae_status};
 use super::tensor::{given, needed, sae_tensor};
@@ -129,7 +129,7 @@ pub unsafe extern "C" fn sae_trainer_warm_start(
         // SAFETY: the caller's pointers.
         let (trainer, model, sample) =
             unsafe { (get("trainer", trainer)?, get("model", model)?, needed("sample", sample)?.read("sample")?) };
-        trainer.0.enter("trainer")?.warm_start(&model.sae, &sample)
+        trainer.0.enter("trainer")?.warm_start(model.sae(), &sample)
     })
 }
 
@@ -371,7 +371,7 @@ pub unsafe extern "C" fn sae_trainer_export(
         let trainer = unsafe { get("trainer", trainer)? };
         let sae = trainer.0.enter("trainer")?.export(what)?;
         // SAFETY: the caller's place for a handle.
-        unsafe { put(out, sae_model::new(sae, None, &[])) };
+        unsafe { put(out, sae_model::new(sae, None, None, &[])?) };
         Ok(())
     })
 }
@@ -451,6 +451,6 @@ unsafe fn check_run(run: *const sae_run) -> Result<bool> {
     if !run.workspace.is_null() || run.workspace_size > 0 {
         return fail!(Unsupported, "run.workspace: a trainer works in its own memory; leave it NULL");
     }
-    check_stream(&run)?;
+    read_stream(&run, false)?;
     Ok(run.flags & SAE_RUN_ROUND_SUM != 0)
 }

@@ -457,6 +457,11 @@ macro_rules! shared_queries {
                 self.0.shape()
             }
 
+            /// The step of each dimension, in elements.
+            pub fn strides(&self) -> &[usize] {
+                &self.0.strides[..self.0.ndim]
+            }
+
             /// The length of the first dimension: tokens.
             pub fn rows(&self) -> usize {
                 self.0.rows()

@@ -144,8 +144,14 @@ fn weights_in_memory() {
         (ARGUMENT, "options.dtype: code 0 of 8 bits", |m| m.options.dtype.bits = 8),
         (ARGUMENT, "options.dtype: weights are f32, f16 or bf16, not i32", |m| m.options.dtype = I32),
         (ARGUMENT, "options.normalization: 5", |m| m.options.normalization = 5),
-        (SAE_ERROR_UNSUPPORTED, "options.device: models live on cpu, not on cuda:0", |m| {
-            m.options.device.device_type = SAE_DEVICE_CUDA;
+        (SAE_ERROR_UNSUPPORTED, "options.device: models live on cpu or cuda, not on cuda_managed:0", |m| {
+            m.options.device.device_type = SAE_DEVICE_CUDA_MANAGED;
+        }),
+        (SAE_ERROR_NO_DEVICE, "options.device: cuda:9999: ", |m| {
+            m.options.device = sae_device { device_type: SAE_DEVICE_CUDA, device_id: 9999 };
+        }),
+        (ARGUMENT, "options.device.device_id: there is no device -1", |m| {
+            m.options.device = sae_device { device_type: SAE_DEVICE_CUDA, device_id: -1 };
         }),
         (ARGUMENT, "options.device.device_type: 77", |m| m.options.device.device_type = 77),
         (ARGUMENT, "options.convention.struct_size: 1", |m| m.convention.struct_size = 1),

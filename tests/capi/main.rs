@@ -11,6 +11,7 @@ mod header;
 mod host;
 mod kernels;
 mod library;
+mod no_gpu;
 mod operations;
 mod programs;
 mod readme;

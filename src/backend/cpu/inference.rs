@@ -117,7 +117,9 @@ impl Operations for CpuSession {
         let (_, slots) = core.cut(self.workspace.get(run.workspace)?);
         let (encoder, decoder) = (Encoder::of(&core.sae), Decoder::of(&core.sae));
         let ids = ids.row::<i32>(0);
-        core.ignore(ids.iter().filter(|&&id| decoder.local(id).is_none()).count() as u64);
+        if input.x.rows() > 0 {
+            core.ignore(ids.iter().filter(|&&id| decoder.local(id).is_none()).count() as u64);
+        }
         let write = |row: usize, column: usize, value: f32| {
             // SAFETY: each row is worked on by one thread.
             unsafe { out.shared_write_part(row, column, &[value]) };

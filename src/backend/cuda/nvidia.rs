@@ -1,0 +1,429 @@
+//! NVIDIA's driver, opened when it is first asked for. Never seen on a GPU yet; without one, what it says is tested.
+//!
+//! Every function that is called is looked up once, when the driver is opened: cudarc panics at one that is missing. The
+//! device's primary context is the one that other libraries in the process use, so their memory and streams serve here.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ptr::{null, null_mut};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use cudarc::driver::sys::{self, CUcontext, CUfunction, CUmodule, CUresult, CUstream};
+
+use super::code::Code;
+use super::driver::{Driver, Facts, Shape, SharedMemory, StreamHandle};
+use super::params::{DevicePtr, Kernel, SCREEN_SHARED};
+use crate::error::{Error, Result, Status, fail};
+
+/// The oldest driver that serves, as the driver counts: CUDA 12.0.
+const OLDEST: c_int = 12_000;
+
+/// Every function of the driver that is called below.
+const SYMBOLS: &[&str] = &[
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGet",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuFuncSetAttribute",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemHostGetDevicePointer_v2",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuMemsetD32Async",
+    "cuLaunchKernel",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamGetCtx",
+    "cuStreamIsCapturing",
+    "cuStreamSynchronize",
+    "cuStreamQuery",
+];
+
+/// A GPU, with the kernels loaded.
+pub struct NvidiaDriver {
+    facts: Facts,
+    device: sys::CUdevice,
+    context: CUcontext,
+    module: CUmodule,
+    functions: Vec<CUfunction>,
+    /// For what is done while nothing runs: uploads.
+    stream: CUstream,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for NvidiaDriver {}
+// SAFETY: as above; nothing changes after it is made.
+unsafe impl Sync for NvidiaDriver {}
+
+impl NvidiaDriver {
+    /// The GPU of a number, shared by all who ask for it; [`Status::NoDevice`] with the reason if there is none that serves.
+    pub fn open(ordinal: i32) -> Result<Arc<dyn Driver>> {
+        static OPEN: Mutex<Vec<Weak<NvidiaDriver>>> = Mutex::new(Vec::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|driver| driver.strong_count() > 0);
+        if let Some(driver) = open.iter().filter_map(Weak::upgrade).find(|driver| driver.facts.ordinal == ordinal) {
+            return Ok(driver);
+        }
+        let driver = Self::new(ordinal).map_err(|e| e.at(format_args!("cuda:{ordinal}")))?;
+        let driver = Arc::new(driver);
+        open.push(Arc::downgrade(&driver));
+        Ok(driver)
+    }
+
+    fn new(ordinal: i32) -> Result<Self> {
+        check_library()?;
+        let no_device =
+            |what: &'static str| move |e: Error| Error::new(Status::NoDevice, format!("{what}: {}", e.message()));
+        // SAFETY: every function called here and below is there, as just checked; the pointers are to places of ours.
+        unsafe {
+            check(sys::cuInit(0)).map_err(no_device("the driver does not start"))?;
+            let mut version = 0;
+            check(sys::cuDriverGetVersion(&mut version)).map_err(no_device("the driver's version"))?;
+            if version < OLDEST {
+                let name = |v: c_int| format!("{}.{}", v / 1000, v % 1000 / 10);
+                let (found, oldest) = (name(version), name(OLDEST));
+                return fail!(NoDevice, "the driver is of CUDA {found}, which is too old; CUDA {oldest} is needed");
+            }
+            let mut count = 0;
+            check(sys::cuDeviceGetCount(&mut count)).map_err(no_device("devices"))?;
+            if !(0..count).contains(&ordinal) {
+                return fail!(NoDevice, "there is no such device; the driver knows {count}");
+            }
+            let mut device = 0;
+            check(sys::cuDeviceGet(&mut device, ordinal)).map_err(no_device("the device"))?;
+            let facts = facts(device, ordinal).map_err(no_device("the device"))?;
+            if facts.capability < (8, 0) {
+                let (major, minor) = facts.capability;
+                let name = &facts.name;
+                return fail!(NoDevice, "{name} has compute capability {major}.{minor}; 8.0 is needed");
+            }
+            let mut context = null_mut();
+            check(sys::cuDevicePrimaryCtxRetain(&mut context, device)).map_err(no_device("the device's context"))?;
+            // From here on dropping it gives back what was had.
+            let mut driver =
+                Self { facts, device, context, module: null_mut(), functions: Vec::new(), stream: null_mut() };
+            let entered = driver.enter().map_err(no_device("the device's context"))?;
+            let loaded = driver.load();
+            driver.leave(entered);
+            loaded?;
+            Ok(driver)
+        }
+    }
+
+    /// Loads the kernels.
+    ///
+    /// # Safety
+    /// The device is entered.
+    unsafe fn load(&mut self) -> Result<()> {
+        let mut refusal = None;
+        for code in Code::fitting(self.facts.capability) {
+            let image = code.unpack()?;
+            // SAFETY: machine code, or PTX with a zero behind it.
+            match check(unsafe { sys::cuModuleLoadData(&mut self.module, image.as_ptr().cast()) }) {
+                Ok(()) => break,
+                Err(e) => refusal = Some(e),
+            }
+        }
+        let (major, minor) = self.facts.capability;
+        if self.module.is_null() {
+            let reason = refusal.map_or_else(|| "this build holds none".to_owned(), |e| e.message().to_owned());
+            return fail!(NoDevice, "no kernels load for compute capability {major}.{minor}: {reason}");
+        }
+        for kernel in Kernel::ALL {
+            let name = CString::new(kernel.symbol()).expect("a symbol holds no zero");
+            let mut function = null_mut();
+            // SAFETY: a loaded module, and a C string.
+            check(unsafe { sys::cuModuleGetFunction(&mut function, self.module, name.as_ptr()) })
+                .map_err(|e| Error::new(Status::NoDevice, format!("{}: {}", kernel.symbol(), e.message())))?;
+            self.functions.push(function);
+        }
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: a function of the module.
+        check(unsafe {
+            sys::cuFuncSetAttribute(self.functions[Kernel::Screen as usize], most, SCREEN_SHARED as c_int)
+        })
+        .map_err(|e| Error::new(Status::NoDevice, format!("shared memory: {}", e.message())))?;
+        // SAFETY: a place of ours.
+        check(unsafe { sys::cuStreamCreate(&mut self.stream, NON_BLOCKING) })
+    }
+}
+
+/// Apart from the default stream.
+const NON_BLOCKING: c_uint = 1;
+
+/// Refuses a machine without the driver's library, or with one that lacks what is called.
+fn check_library() -> Result<()> {
+    // SAFETY: loads the driver's library, whose initialisers are NVIDIA's.
+    if !unsafe { sys::is_culib_present() } {
+        return fail!(NoDevice, "NVIDIA's driver library (libcuda) was not found");
+    }
+    // SAFETY: as above.
+    let library = unsafe { sys::culib() };
+    for symbol in SYMBOLS {
+        // SAFETY: the symbol is looked up, not called.
+        if unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) }.is_err() {
+            return fail!(NoDevice, "NVIDIA's driver library has no {symbol}; it is too old");
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// The driver has started.
+unsafe fn facts(device: sys::CUdevice, ordinal: i32) -> Result<Facts> {
+    use sys::CUdevice_attribute as Attribute;
+    let mut name = [0 as c_char; 128];
+    // SAFETY: places of ours; the driver ends the name with a zero.
+    let name = unsafe {
+        check(sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int - 1, device))?;
+        CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
+    };
+    let attribute = |which| {
+        let mut value = 0;
+        // SAFETY: a place of ours.
+        check(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }).map(|()| value)
+    };
+    Ok(Facts {
+        ordinal,
+        name,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as u32,
+    })
+}
+
+/// What the driver says, as an error with its own words.
+fn check(result: CUresult) -> Result<()> {
+    let status = match result {
+        CUresult::CUDA_SUCCESS => return Ok(()),
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Status::OutOfMemory,
+        _ => Status::DeviceFault,
+    };
+    let words = |ask: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text = null();
+        // SAFETY: a place of ours.
+        match unsafe { ask(result, &mut text) } {
+            CUresult::CUDA_SUCCESS if !text.is_null() => {
+                // SAFETY: the driver's texts are C strings, and last.
+                unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+            }
+            _ => format!("{}", result as u32),
+        }
+    };
+    Err(Error::new(status, format!("{} ({})", words(sys::cuGetErrorString), words(sys::cuGetErrorName))))
+}
+
+fn stream(handle: StreamHandle) -> CUstream {
+    std::ptr::with_exposed_provenance_mut(handle.0 as usize)
+}
+
+// SAFETY: memory is the driver's own, and the functions do what the driver's do.
+unsafe impl Driver for NvidiaDriver {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn enter(&self) -> Result<u32> {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: a context that is retained; a place of ours.
+        unsafe {
+            check(sys::cuCtxPushCurrent_v2(self.context))?;
+            if let Err(e) = check(sys::cuThreadExchangeStreamCaptureMode(&mut mode)) {
+                sys::cuCtxPopCurrent_v2(&mut null_mut());
+                return Err(e);
+            }
+        }
+        Ok(mode as u32)
+    }
+
+    fn leave(&self, entered: u32) {
+        use sys::CUstreamCaptureMode as Mode;
+        let modes = [
+            Mode::CU_STREAM_CAPTURE_MODE_GLOBAL,
+            Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+            Mode::CU_STREAM_CAPTURE_MODE_RELAXED,
+        ];
+        let mut mode = modes.into_iter().find(|mode| *mode as u32 == entered).unwrap_or(modes[0]);
+        // SAFETY: undoes what `enter` did.
+        unsafe {
+            sys::cuThreadExchangeStreamCaptureMode(&mut mode);
+            sys::cuCtxPopCurrent_v2(&mut null_mut());
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
+        let mut at = 0;
+        // SAFETY: a place of ours.
+        check(unsafe { sys::cuMemAlloc_v2(&mut at, bytes) }).map_err(|e| {
+            let (ordinal, reason) = (self.facts.ordinal, e.message());
+            Error::new(e.status(), format!("cuda:{ordinal}: {bytes} bytes could not be allocated: {reason}"))
+        })?;
+        Ok(DevicePtr(at))
+    }
+
+    unsafe fn free(&self, memory: DevicePtr) {
+        // SAFETY: the caller's promise. What the driver says is of no use here.
+        unsafe { sys::cuMemFree_v2(memory.0) };
+    }
+
+    fn allocate_shared(&self, bytes: usize) -> Result<SharedMemory> {
+        let (mut host, mut device): (*mut c_void, _) = (null_mut(), 0);
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+        // SAFETY: places of ours; the memory is as long as asked.
+        unsafe {
+            check(sys::cuMemHostAlloc(&mut host, bytes, flags))?;
+            if let Err(e) = check(sys::cuMemHostGetDevicePointer_v2(&mut device, host, 0)) {
+                sys::cuMemFreeHost(host);
+                return Err(e);
+            }
+            host.cast::<u8>().write_bytes(0, bytes);
+        }
+        Ok(SharedMemory { host: host.cast(), device: DevicePtr(device) })
+    }
+
+    unsafe fn free_shared(&self, memory: SharedMemory) {
+        // SAFETY: the caller's promise.
+        unsafe { sys::cuMemFreeHost(memory.host.cast()) };
+    }
+
+    unsafe fn upload(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller's promise; waits before the bytes may go.
+        unsafe { check(sys::cuMemcpyHtoDAsync_v2(to.0, from.as_ptr().cast(), from.len(), self.stream))? };
+        self.wait()
+    }
+
+    unsafe fn zero(&self, to: DevicePtr, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { check(sys::cuMemsetD8Async(to.0, 0, bytes, self.stream))? };
+        self.wait()
+    }
+
+    unsafe fn fill(&self, to: DevicePtr, word: u32, times: usize, on: StreamHandle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check(unsafe { sys::cuMemsetD32Async(to.0, word, times, stream(on)) })
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, shape: Shape, on: StreamHandle, params: &[u8]) -> Result<()> {
+        let (function, (x, y)) = (self.functions[kernel as usize], shape.grid);
+        let mut params = [params.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one structure, which the driver copies; the rest is the caller's promise.
+        check(unsafe {
+            sys::cuLaunchKernel(
+                function,
+                x,
+                y,
+                1,
+                shape.block,
+                1,
+                1,
+                shape.shared,
+                stream(on),
+                params.as_mut_ptr(),
+                null_mut(),
+            )
+        })
+        .map_err(|e| e.at(kernel.symbol()))
+    }
+
+    fn create_stream(&self) -> Result<StreamHandle> {
+        let mut made = null_mut();
+        // SAFETY: a place of ours.
+        check(unsafe { sys::cuStreamCreate(&mut made, NON_BLOCKING) })?;
+        Ok(StreamHandle(made.expose_provenance() as u64))
+    }
+
+    unsafe fn destroy_stream(&self, made: StreamHandle) {
+        // SAFETY: the caller's promise; the driver waits for its work before it goes.
+        unsafe { sys::cuStreamDestroy_v2(stream(made)) };
+    }
+
+    fn check_stream(&self, given: StreamHandle) -> Result<()> {
+        let mut context = null_mut();
+        // SAFETY: the host's stream, which it says is one; a place of ours.
+        check(unsafe { sys::cuStreamGetCtx(stream(given), &mut context) })?;
+        if context != self.context {
+            let ordinal = self.facts.ordinal;
+            return fail!(InvalidArgument, "the stream is not one of the primary context of cuda:{ordinal}");
+        }
+        Ok(())
+    }
+
+    fn is_capturing(&self, on: StreamHandle) -> Result<bool> {
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: a stream, and a place of ours.
+        check(unsafe { sys::cuStreamIsCapturing(stream(on), &mut status) })?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    fn synchronize(&self, on: StreamHandle) -> Result<()> {
+        // SAFETY: a stream.
+        check(unsafe { sys::cuStreamSynchronize(stream(on)) })
+    }
+
+    fn fault(&self, on: StreamHandle) -> Result<()> {
+        if self.is_capturing(on)? {
+            return Ok(());
+        }
+        // SAFETY: a stream.
+        match unsafe { sys::cuStreamQuery(stream(on)) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(()),
+            result => check(result),
+        }
+    }
+}
+
+impl NvidiaDriver {
+    fn wait(&self) -> Result<()> {
+        // SAFETY: a stream of ours.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+}
+
+impl Drop for NvidiaDriver {
+    fn drop(&mut self) {
+        // SAFETY: what was made in `new`, given back once; the last user is gone.
+        unsafe {
+            if let Ok(entered) = self.enter() {
+                if !self.stream.is_null() {
+                    sys::cuStreamDestroy_v2(self.stream);
+                }
+                if !self.module.is_null() {
+                    sys::cuModuleUnload(self.module);
+                }
+                self.leave(entered);
+            }
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_named_with_the_reason() {
+        let error = NvidiaDriver::open(9999).err().unwrap();
+        assert_eq!(error.status(), Status::NoDevice);
+        assert!(error.message().starts_with("cuda:9999: "), "{error}");
+        // SAFETY: loads the library, if there is one.
+        let reason = if unsafe { sys::is_culib_present() } { "" } else { "libcuda" };
+        assert!(error.message().contains(reason), "{error}");
+    }
+}
