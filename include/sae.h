@@ -701,7 +701,8 @@ typedef struct sae_run {
 #define SAE_SESSION_HOST_WORKSPACE 1
 /// No copy of W_enc as bytes. By default encoding first bounds every score by products of 8-bit integers (on a GPU of bf16), where that is faster
 /// and the architecture allows it, and takes exact scores only of latents that can still matter: results are the same to the
-/// bit. The copy takes `n_latents * d_in` bytes and a little more, which all sessions of a model share.
+/// bit. The copy takes `n_latents * d_in` bytes and a little more (on a GPU twice as many, or none of weights in bf16), which
+/// all sessions of a model share.
 #define SAE_SESSION_NO_SCREEN 2
 /// Such a copy even where W_enc is a mapped file's, which by default is not copied into memory, or where it is slower.
 #define SAE_SESSION_SCREEN 4

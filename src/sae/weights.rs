@@ -155,13 +155,18 @@ impl Sae {
 
     /// W_enc as bytes; made by the first who asks, and shared by all who do while one of them keeps it.
     pub(crate) fn int8_encoder(&self, round: impl FnOnce(&Matrix) -> Result<Int8Rows>) -> Result<Arc<Int8Rows>> {
-        let mut shared = self.int8.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = || self.int8.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(int8) = shared().upgrade() {
+            return Ok(int8);
+        }
+        // Not under the lock: it may be a host's threads that round, which may ask for the same meanwhile.
+        let made = Arc::new(round(&self.weights.w_enc)?);
+        let mut shared = shared();
         if let Some(int8) = shared.upgrade() {
             return Ok(int8);
         }
-        let int8 = Arc::new(round(&self.weights.w_enc)?);
-        *shared = Arc::downgrade(&int8);
-        Ok(int8)
+        *shared = Arc::downgrade(&made);
+        Ok(made)
     }
 
     /// Spec and weights, to make another SAE of.

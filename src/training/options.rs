@@ -47,7 +47,7 @@ pub struct TrainOptions {
     pub seed: u64,
     /// The most tokens a batch may have. 0: 8192. The numbers do not depend on it, memory does: about `8 d + 24 k` bytes for
     /// each, beside 41 for each of `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the
-    /// encoder speeds the run up) and, with AuxK, up to 64 for each of `k_aux` · `d`.
+    /// encoder speeds the run up) and, with AuxK, up to `64 d + 16384` for each of `k_aux`.
     pub max_batch_tokens: usize,
     /// What is done to activations first; the loss is then of the normalised ones.
     pub normalization: Normalization,

@@ -364,7 +364,7 @@ fn edits_are_written_by_value_on_the_latest_stream() {
     assert!(matches!(recorder.take()[..], [.., Event::Synchronize(_), Event::Leave]));
     HOT_CALLS[0].1(&mut session, Run { stream: Stream::Host(77), ..Run::default() }, 3).unwrap();
     recorder.take();
-    // What a set comes to: words from an address on, and a length elsewhere.
+    // What a set comes to: no length, words from an address on, and their length.
     let mut set = |slot, edits: &[Edit]| {
         session.set_edits(slot, edits).unwrap();
         let events = recorder.take();
@@ -376,6 +376,7 @@ fn edits_are_written_by_value_on_the_latest_stream() {
         });
         let (mut fills, mut words): (Vec<_>, Vec<u32>) = (fills.collect(), Vec::new());
         let (length_at, length) = fills.pop().unwrap();
+        assert_eq!(fills.remove(0), (length_at, vec![0]));
         for (at, more) in &fills {
             assert_eq!(*at, fills[0].0 + 4 * words.len() as u64);
             words.extend(more);

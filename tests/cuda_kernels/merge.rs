@@ -16,7 +16,7 @@ proptest! {
     #[test]
     fn parts_make_a_whole(
         parts in 1usize..5, rows in 0usize..20, width in 0usize..60, limit in 0usize..80, k in 0usize..90, state in 0usize..3,
-        by_index: bool, seed: u64,
+        by_index: bool, twice: bool, seed: u64,
     ) {
         let mut numbers = numbers(seed);
         let mut given: Vec<FeatureMemory> = Vec::new();
@@ -28,6 +28,11 @@ proptest! {
             features.values.fill(&values);
             let index = |i: usize, pick: usize| match pick { 0 => -1, 1 => -5, _ => (part * 1000 + i % width.max(1)) as i32 };
             features.indices.iter_mut().enumerate().for_each(|(i, to)| *to = index(i, numbers.below(8)));
+            if let Some(first) = given.first().filter(|_| twice) {
+                // Every latent is listed again.
+                features.values.fill(&first.values.values());
+                features.indices.copy_from_slice(&first.indices);
+            }
             features.counts.iter_mut().for_each(|c| *c = numbers.below(40) as i32 - i32::from(numbers.below(20) == 0) * 60);
             features.row_state.iter_mut().for_each(|s| *s = numbers.unit());
             given.push(features);

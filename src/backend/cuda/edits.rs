@@ -33,6 +33,11 @@ impl EditTable {
     /// Puts a new list in place once the stream has done what it was given before. Words are given by value, so that nothing
     /// of the host's must stay until then.
     pub(super) fn set(&mut self, driver: &dyn Driver, stream: StreamHandle, slot: usize, edits: &[Edit]) -> Result<()> {
+        let length = DevicePtr(self.lengths.at().0 + 4 * slot as u64);
+        // Should the driver fail half-way, the list is empty, and what it may need is not forgotten.
+        self.needs_activations[slot] |= edits.iter().any(Edit::needs_activation);
+        // SAFETY: within the table, as the session checked.
+        unsafe { driver.fill(length, 0, 1, stream)? };
         let mut at = self.edits.at().0 + (slot * self.limits.edits_per_slot * SIZE) as u64;
         for edit in edits {
             let edit = [converted(edit)];
@@ -43,7 +48,6 @@ impl EditTable {
                 at += 4 * run.len() as u64;
             }
         }
-        let length = DevicePtr(self.lengths.at().0 + 4 * slot as u64);
         // SAFETY: as above.
         unsafe { driver.fill(length, edits.len() as u32, 1, stream)? };
         self.needs_activations[slot] = edits.iter().any(Edit::needs_activation);

@@ -3,9 +3,10 @@
 use super::call::{Call, chunks, normalization, order, rows_of};
 use super::launch::{features, features_or_none, integers};
 use super::params::{self, *};
+use super::plan::MAX_PARTS;
 use super::session::CudaSession;
 use crate::backend::{Input, Order, Steering, Wanted};
-use crate::error::Result;
+use crate::error::{Result, fail};
 use crate::features::{FeaturesMut, FeaturesRef};
 use crate::sae::Spec;
 use crate::tensor::Tensor;
@@ -306,7 +307,8 @@ impl CudaSession {
                 kept_stride: encoding.kept_stride as i64,
                 rows: rows.len() as i32,
                 d: d_out as i32,
-                limit: encoding.limit as i32,
+                // Without kept keys none is sought, whatever the edits' table or known features say.
+                limit: encoded.as_ref().map_or(0, |encoded| encoded.encoding.limit as i32),
                 normalization: normalization(normal),
                 center: i32::from(center),
                 denormalize: i32::from(denormalize_output),
@@ -322,10 +324,25 @@ impl CudaSession {
     fn may_encode(&self, call: &Call<'_>, steering: &Steering<'_>) -> Result<bool> {
         let complete =
             steering.known.as_ref().is_some_and(|known| known.width() >= self.model.sae().spec().max_active());
-        Ok(!complete && (self.edits.need_activations() || call.inside.is_capturing(call.stream)?))
+        if complete || self.edits.need_activations() {
+            return Ok(!complete);
+        }
+        let captured = call.inside.is_capturing(call.stream)?;
+        let spec = self.model.sae().spec();
+        if captured && spec.is_shard() {
+            let name = spec.architecture.name();
+            return fail!(
+                Unsupported,
+                "steering by a shard of a {name} SAE is not captured without the whole's features (known), since edits may later need them"
+            );
+        }
+        Ok(captured)
     }
 
     pub(super) fn merge(&self, mut call: Call<'_>, parts: &[FeaturesRef<'_>], out: &FeaturesMut<'_>) -> Result<()> {
+        if parts.len() > MAX_PARTS {
+            return fail!(InvalidArgument, "parts: at most {MAX_PARTS} are merged at once, not {}", parts.len());
+        }
         let (rows, k) = (out.counts.rows(), self.plan.k);
         let keys: usize = parts.iter().map(FeaturesRef::width).sum();
         let limit = out.width().min(k.unwrap_or(usize::MAX)).min(keys);

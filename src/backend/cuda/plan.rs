@@ -20,7 +20,7 @@ const ALIGN: usize = 256;
 /// Shards whose features are merged at the speed that memory is sized for; more go in smaller chunks.
 const PARTS: usize = 4;
 /// The most shards.
-const MAX_PARTS: usize = 64;
+pub(super) const MAX_PARTS: usize = 64;
 
 /// What never changes between calls.
 #[derive(Clone, Copy, Debug)]
@@ -174,10 +174,13 @@ impl Plan {
     pub(super) fn workspace(&self) -> usize {
         let Limits { max_tokens, max_width, .. } = self.limits;
         let (few, all) = (self.encoding(max_width), self.encoding(usize::MAX));
+        // Narrow calls may need more than wide ones, which are not winnowed.
+        let winnowed = self.encoding(max_width.min(MAX_WINNOWED));
         let budget = if self.k.is_some() { BUDGET } else { UNBOUNDED_BUDGET };
         let merged = |parts: usize| self.merged(parts * max_width, max_width.min(self.k.unwrap_or(usize::MAX)));
         [
             self.encoded(&few).bytes(max_tokens, BUDGET),
+            self.encoded(&winnowed).bytes(max_tokens, BUDGET),
             self.reconstructed(&all, max_width).bytes(max_tokens, budget),
             self.steered(self.k.is_some()).bytes(max_tokens, BUDGET),
             self.skipped(Need::default()).bytes(max_tokens, BUDGET),

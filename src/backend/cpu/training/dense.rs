@@ -1,6 +1,6 @@
 //! AuxK where a good part of the dead latents is active at a time: their rows are brought together, and everything is products
-//! of dense matrices. Sums are taken in the order of the sparse ones, to which a factor of zero adds nothing, so results are
-//! equal.
+//! of dense matrices. Sums are taken in the order of the sparse ones, to which a factor of zero adds nothing as long as they are
+//! finite, so results are equal.
 
 use super::aux::Leftovers;
 use super::state::{Gradient, Parameters};

@@ -14,9 +14,10 @@ use forward::{Batch, Problem, Reconstruction};
 use state::{Parameters, State};
 
 use super::Kernels;
+use super::blocks::{blocks, for_each, panels};
 use super::encode::Workers;
 use super::encoder::Encoder;
-use super::rounding::round_rows;
+use super::rounding::Round;
 use super::rows::Rows;
 use super::scratch::{Plan, ScreenPlan, Slots};
 use crate::backend::Pool;
@@ -24,7 +25,7 @@ use crate::backend::training::{
     BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
 };
 use crate::error::{Error, Result, Status, fail};
-use crate::sae::int8::Int8Rows;
+use crate::sae::int8::{Int8Rows, PANEL};
 use crate::sae::{Architecture, Spec};
 use crate::tensor::AlignedBytes;
 
@@ -81,11 +82,13 @@ impl CpuTraining {
     }
 
     /// Rounds all of W_enc anew.
-    fn round_encoder(&mut self) -> Result<()> {
-        let State { weights, int8, .. } = &mut self.state;
-        let Some(int8) = int8 else { return Ok(()) };
-        let rows = Rows::F32 { values: &weights.w_enc, d: self.shape.d };
-        round_rows(self.kernels, &self.pool, rows, self.shape.n_latents, int8)
+    fn round_encoder(&mut self) {
+        let (State { weights, int8, .. }, d, kernels) = (&mut self.state, self.shape.d, self.kernels);
+        if let Some(int8) = int8 {
+            for_each(&self.pool, (blocks(&mut weights.w_enc, PANEL * d), panels(int8)), |_, (rows, panel)| {
+                kernels.run(Round { panel, rows, d });
+            });
+        }
     }
 
     fn check_length(&self, parameter: Parameter, found: usize) -> Result<()> {
@@ -186,7 +189,7 @@ impl Training for CpuTraining {
         };
         to.get_mut(parameter).copy_from_slice(values);
         if (role, parameter) == (Role::Weight, Parameter::WEnc) {
-            self.round_encoder()?;
+            self.round_encoder();
         }
         Ok(())
     }

@@ -38,11 +38,16 @@ KERNEL(256) sae_select(const __grid_constant__ SelectParams p) {
   if (me == 0) counter = 0;
   for (u32 i = taken + me; i < size; i += 256) best[i] = 0;
   __syncthreads();
-  for (u32 i = me; i < n && taken > 0; i += 256) {
-    const u64 key = at(i);
-    if (key >= bar) best[atomicAdd(&counter, 1u)] = key;
+  // A host's shards may list a latent twice: of keys equal to the bar there may be more than are taken.
+  for (i32 pass = 0; pass < 2; ++pass) {
+    for (u32 i = me; i < n && taken > 0; i += 256) {
+      const u64 key = at(i);
+      if (!(pass == 0 ? key > bar : key == bar)) continue;
+      const u32 slot = atomicAdd(&counter, 1u);
+      if (slot < taken) best[slot] = key;
+    }
+    __syncthreads();
   }
-  __syncthreads();
   if (l.rank_scale) {
     // They have won by their products with it, and are listed by what they are without.
     for (u32 start = 0; start < taken; start += 64) {
