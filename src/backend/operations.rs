@@ -95,6 +95,13 @@ pub enum Screen {
     Always,
 }
 
+impl Screen {
+    /// Whether so few latents win, of `n`, that finding them by bounds is less work than scoring all; `k` if they compete.
+    pub(super) fn pays(n: usize, k: Option<usize>) -> bool {
+        n >= 1024 && k.is_none_or(|k| 16 * k <= n)
+    }
+}
+
 /// Whom to steer, and where.
 pub struct Steering<'a> {
     /// `[T]` i32: each row's list of edits, −1 to leave it alone; absent: list 0 for all.

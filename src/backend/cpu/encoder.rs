@@ -7,7 +7,7 @@ use super::Kernels;
 use super::rows::Rows;
 use super::scratch::Scratch;
 use super::select::{Key, Selection};
-use crate::backend::Wanted;
+use crate::backend::{Screen, Wanted};
 use crate::sae::Sae;
 use crate::sae::int8::Int8Rows;
 
@@ -81,9 +81,9 @@ impl<'a> Encoder<'a> {
         self.glu.is_none() && self.selection.group() == 1 && Int8Rows::fits(self.d())
     }
 
-    /// Whether so few latents win, of so many, that finding them by bounds is less work than scoring all.
+    /// See [`Screen::pays`].
     pub(crate) fn pays_to_screen(&self) -> bool {
-        self.n() >= 1024 && self.selection.k().is_none_or(|k| 16 * k <= self.n())
+        Screen::pays(self.n(), self.selection.k())
     }
 
     /// A plain TopK encoder.

@@ -35,7 +35,8 @@ impl EditTable {
     pub(super) fn set(&mut self, driver: &dyn Driver, stream: StreamHandle, slot: usize, edits: &[Edit]) -> Result<()> {
         let length = DevicePtr(self.lengths.at().0 + 4 * slot as u64);
         // Should the driver fail half-way, the list is empty, and what it may need is not forgotten.
-        self.needs_activations[slot] |= edits.iter().any(Edit::needs_activation);
+        let needs_activations = edits.iter().any(Edit::needs_activation);
+        self.needs_activations[slot] |= needs_activations;
         // SAFETY: within the table, as the session checked.
         unsafe { driver.fill(length, 0, 1, stream)? };
         let mut at = self.edits.at().0 + (slot * self.limits.edits_per_slot * SIZE) as u64;
@@ -50,7 +51,7 @@ impl EditTable {
         }
         // SAFETY: as above.
         unsafe { driver.fill(length, edits.len() as u32, 1, stream)? };
-        self.needs_activations[slot] = edits.iter().any(Edit::needs_activation);
+        self.needs_activations[slot] = needs_activations;
         Ok(())
     }
 

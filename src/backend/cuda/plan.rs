@@ -88,11 +88,10 @@ impl Plan {
         let k = spec.architecture.k();
         let can_be_screened = sae.weights().glu.is_none() && group == 1;
         // Few latents are scored as fast as they are bounded; so are many of which many win.
-        let pays = spec.n_latents >= 1024 && k.is_none_or(|k| 16 * k <= spec.n_latents);
         let wanted = match screen {
             Screen::Never => false,
             Screen::Always => true,
-            Screen::Auto => pays,
+            Screen::Auto => Screen::pays(spec.n_latents, k),
         };
         Self {
             n: spec.n_latents,
