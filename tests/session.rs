@@ -83,26 +83,7 @@ proptest! {
 
 /// A small SAE of each architecture for examples.
 fn example(architecture: u8, n: usize) -> Case {
-    Case {
-        seed: 2,
-        d_in: 6,
-        d_out: 6,
-        n,
-        rows: 40,
-        architecture,
-        k: 3,
-        normalization: 1,
-        center: false,
-        layers: 1,
-        subtract: true,
-        rescale: false,
-        select: false,
-        glu: false,
-        skip: false,
-        weights: 0,
-        first_latent: 0,
-        values: 0,
-    }
+    Case { seed: 2, architecture, normalization: 1, ..Case::plain(6, n, 40, 3) }
 }
 
 #[test]

@@ -33,6 +33,30 @@ pub struct Case {
 }
 
 impl Case {
+    /// TopK without anything more, to vary.
+    pub fn plain(d: usize, n: usize, rows: usize, k: usize) -> Self {
+        Self {
+            seed: 5,
+            d_in: d,
+            d_out: d,
+            n,
+            rows,
+            architecture: 0,
+            k,
+            normalization: 0,
+            center: false,
+            layers: 1,
+            subtract: true,
+            rescale: false,
+            select: false,
+            glu: false,
+            skip: false,
+            weights: 0,
+            first_latent: 0,
+            values: 0,
+        }
+    }
+
     pub fn any() -> impl Strategy<Value = Self> {
         let sizes =
             (1usize..50, prop_oneof![3 => Just(None), 1 => (1usize..40).prop_map(Some)], 1usize..120, 0usize..70);

@@ -146,35 +146,11 @@ proptest! {
     }
 }
 
-/// A plain case to vary.
-fn plain(d: usize, n: usize, rows: usize, k: usize) -> Case {
-    Case {
-        seed: 5,
-        d_in: d,
-        d_out: d,
-        n,
-        rows,
-        architecture: 0,
-        k,
-        normalization: 0,
-        center: false,
-        layers: 1,
-        subtract: true,
-        rescale: false,
-        select: false,
-        glu: false,
-        skip: false,
-        weights: 0,
-        first_latent: 0,
-        values: 0,
-    }
-}
-
 /// More winners than a block keeps on its chip; features cut short, by value and by index.
 #[test]
 fn many_winners() {
     for (architecture, select, values) in [(0, false, 0), (3, false, 1), (0, true, 0), (1, false, 1)] {
-        let case = Case { architecture, select, values, ..plain(20, 3000, 3, 1500) };
+        let case = Case { architecture, select, values, ..Case::plain(20, 3000, 3, 1500) };
         for (route, width, by_index) in [
             (Route::Dense, 2000, false),
             (Route::Dense, 1200, true),
@@ -192,7 +168,7 @@ fn many_winners() {
 #[test]
 fn many_latents() {
     for (architecture, rows, seed) in [(0, 2, 1), (1, 1, 1), (0, 1, 2)] {
-        let case = Case { architecture, ..plain(8, 9000, rows, 50) };
+        let case = Case { architecture, ..Case::plain(8, 9000, rows, 50) };
         let mut numbers = case.rng();
         let sae = case.sae(&mut numbers);
         check(sae, &mut numbers, rows, (0, 0), Route::Dense, 70, false, seed);
@@ -203,12 +179,12 @@ fn many_latents() {
 #[test]
 fn lists_overflow() {
     for (architecture, values) in [(0, 0), (0, 1), (0, 2), (0, 4), (0, 5), (3, 1), (2, 0), (5, 2)] {
-        let case = Case { architecture, values, ..plain(24, 4000, 7, 4) };
+        let case = Case { architecture, values, ..Case::plain(24, 4000, 7, 4) };
         let mut numbers = case.rng();
         let sae = case.sae(&mut numbers);
         check(sae, &mut numbers, case.rows, (0, 0), Route::Screen { capacity: 1100, first: 4000 }, 30, false, 2);
     }
-    let case = plain(24, 4000, 7, 4);
+    let case = Case::plain(24, 4000, 7, 4);
     let mut numbers = case.rng();
     let mut rig = Rig::new(case.sae(&mut numbers), 1);
     let mut x = Memory::plain(DType::F32, 7, 24);
@@ -223,7 +199,7 @@ fn lists_overflow() {
 fn scores_closer_than_bounds() {
     for weights in [DType::F32, DType::BF16] {
         let (d, n, rows, k) = (200, 700, 20, 9);
-        let case = plain(d, n, rows, k);
+        let case = Case::plain(d, n, rows, k);
         let mut numbers = case.rng();
         let (spec, mut parts) = case.sae(&mut numbers).into_parts();
         let row: Vec<f32> = (0..d).map(|_| numbers.unit()).collect();
@@ -305,7 +281,7 @@ fn the_likeliest_are_none() {
 fn few_wait_for_exact_scores() {
     for (weights, copies) in [(0u8, true), (2, false), (2, true)] {
         let (d, n, rows, k) = (512, 2048, 40, 8);
-        let case = Case { normalization: 1, weights, ..plain(d, n, rows, k) };
+        let case = Case { normalization: 1, weights, ..Case::plain(d, n, rows, k) };
         let mut numbers = case.rng();
         let mut rig = Rig::new(case.sae(&mut numbers), 1);
         rig.copies = copies;

@@ -3,13 +3,13 @@
 //! finite, so results are equal.
 
 use super::aux::Leftovers;
+use super::forward::as_given;
 use super::state::{Gradient, Parameters};
 use crate::backend::Order;
 use crate::backend::cpu::blocks::{Parts, blocks, for_each};
 use crate::backend::cpu::encode::{Encoded, Job, Workers, encode};
 use crate::backend::cpu::encoder::Encoder;
 use crate::backend::cpu::kernels::Factors;
-use crate::backend::cpu::prepare::Prepared;
 use crate::backend::cpu::rows::{Rows, Values, pick};
 use crate::error::Result;
 use crate::tensor::Array;
@@ -109,10 +109,7 @@ impl Dense {
         let encoder = Encoder::top_k(Rows::F32 { values: &self.w_enc[..latents * d], d }, task.b_enc, task.k);
         let rows = inputs.len() / d;
         let codes = blocks(&mut self.codes[..rows * latents], latents);
-        let prepare = |row: usize, x: &mut [f32], _: &mut [f32]| {
-            x.copy_from_slice(&inputs[row * d..(row + 1) * d]);
-            Prepared::Ready([0.0; 2])
-        };
+        let prepare = as_given(inputs, d);
         let write = |encoded: Encoded<'_>| {
             // SAFETY: the encoder gives each row once, and there are as many rows as blocks.
             let codes = unsafe { codes.part(encoded.row) };

@@ -176,10 +176,7 @@ impl Reconstruction {
             blocks(&mut self.leftover[..rows * d], d),
             blocks(&mut self.errors[..rows], 1),
         );
-        let prepare = |row: usize, x: &mut [f32], _: &mut [f32]| {
-            x.copy_from_slice(&inputs[row * d..(row + 1) * d]);
-            Prepared::Ready([0.0; 2])
-        };
+        let prepare = as_given(inputs, d);
         let explain = |encoded: Encoded<'_>| {
             let row = encoded.row;
             // SAFETY: the encoder gives each row once, and there are as many rows as blocks.
@@ -234,6 +231,14 @@ impl Reconstruction {
                 unfired[indices[slot] as usize] = 0;
             }
         }
+    }
+}
+
+/// Vectors `[rows, d]` that are prepared already, for [`Job::prepare`].
+pub(super) fn as_given(rows: &[f32], d: usize) -> impl Fn(usize, &mut [f32], &mut [f32]) -> Prepared + Sync {
+    move |row, x, _| {
+        x.copy_from_slice(&rows[row * d..(row + 1) * d]);
+        Prepared::Ready([0.0; 2])
     }
 }
 
