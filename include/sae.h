@@ -28,7 +28,7 @@
 // * Shapes: T tokens, from 0 to a session's most; d_in, d_out: widths of vectors; n_latents: latents, and `width` slots
 //   for the active ones of a token. A latent's index is global: in a shard too, it is the whole model's.
 // * Hot calls (`sae_encode…`, `sae_decode`, `sae_reconstruct`, `sae_steer`, `sae_features_merge`, `sae_set_edits`)
-//   allocate nothing (see `sae_pool_create`), write only what the caller gave them, and give the same bits on any number of
+//   allocate nothing, write only what the caller gave them, and give the same bits on any number of
 //   threads, in any split of a batch and with any instruction set. An output equals its input exactly or does not overlap it.
 //
 // Generated from the library's sources; do not edit. In C++, sae.hpp is more comfortable.
@@ -220,8 +220,8 @@ typedef void (*sae_task)(void *arg, size_t i);
 /// library with it.
 typedef void (*sae_parallel_for)(void *context, size_t n, sae_task task, void *arg);
 
-/// Starts `threads` threads of the library's own; 0: one per core. 1 is the calling thread itself. Handing work to other
-/// threads takes a lock and now and then a little memory; with one thread, or the host's, calls do neither.
+/// Makes a pool of `threads` threads, of which the calling one is the first and the others are the library's own; 0: one
+/// per core. Handing work to the others takes a lock and wakes them; with one thread, or the host's, calls do neither.
 sae_status sae_pool_create(int32_t threads,
                            sae_pool **out,
                            sae_error **error);

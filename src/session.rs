@@ -23,8 +23,8 @@
 //! ```
 //!
 //! Shapes: `x`, `addend` `[T, d_in]`; `x_hat`, `y`, `out` `[T, d_out]`; T from 0 to the session's `max_tokens`; f32, f16 or
-//! bf16. Crosscoders take `[T, layers, d]` as well, wherever the layers lie. Memory is reserved when the session is made; the calls allocate nothing (a pool of the library's own threads may,
-//! to hand work over).
+//! bf16. Crosscoders take `[T, layers, d]` as well, wherever the layers lie. Memory is reserved when
+//! the session is made; the calls allocate nothing.
 
 use std::sync::Arc;
 

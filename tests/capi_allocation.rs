@@ -350,7 +350,7 @@ fn hot_calls_allocate_nothing() {
     let threads = Threads::start(2);
     let context = std::ptr::from_ref(threads).cast_mut().cast();
     let host = unsafe { Pool::from_host(3, parallel_for as ParallelFor, context).unwrap() };
-    for pool in [Pool::serial(), host] {
+    for pool in [Pool::serial(), Pool::new(3).unwrap(), host] {
         models().iter().for_each(|sae| through_rust(sae, &pool));
     }
 
@@ -360,6 +360,9 @@ fn hot_calls_allocate_nothing() {
     let mut pool = null_mut();
     assert_eq!(unsafe { sae_pool_from_host(3, Some(of_c), context, &mut pool, null_mut()) }, SAE_OK);
     through_c(null());
+    through_c(pool);
+    unsafe { sae_pool_free(pool) };
+    assert_eq!(unsafe { sae_pool_create(3, &mut pool, null_mut()) }, SAE_OK);
     through_c(pool);
     unsafe { sae_pool_free(pool) };
     assert!(threads.ran_elsewhere.load(Ordering::SeqCst) > 0, "the host's threads took part");

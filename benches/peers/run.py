@@ -190,7 +190,7 @@ def about(arguments):
         "changed_since": bool(git("status", "--porcelain", "--untracked-files=no")),
         "command": shlex.join(["make", "bench", *([f"ARGS={given}"] if (given := asked(arguments)) else [])]),
         "machine": machine(), "load_average_before": round(os.getloadavg()[0], 2),
-        "caches": "warm: each call follows one of its own" if arguments.warm else "as others left them: between two calls of one, all others of its group have run",
+        "caches": "warm: each call follows one of its own" if arguments.warm else "as others left them: before each call another of its group has run, each round in an order drawn anew",
         "quick": arguments.quick, "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
     }
 

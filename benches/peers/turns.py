@@ -1,5 +1,6 @@
 """Times of functions that take turns, so that whatever else the machine does falls on all of them alike."""
 
+import random
 import statistics
 import time
 
@@ -8,14 +9,19 @@ PAUSE = 2e-3  # before each turn, so that one's idle threads have stopped spinni
 
 def by_turns(contestants, seconds, least, warm=False):
     """For each of `contestants` (functions by name), how long its calls took. Each runs once before, unmeasured, then once a
-    round, `least` rounds and until `seconds` are over; rounds begin with another each time. Between two calls of one, all
-    others have run, so that caches hold their data, as in an engine; with `warm`, each call follows one unmeasured of its own.
+    round, in an order drawn anew (from a fixed seed), `least` rounds and until `seconds` are over: who runs after whom decides
+    what is still in caches, so nobody may always follow the same one, nor itself. With `warm`, each call follows one unmeasured of its own.
     """
     times = {name: [] for name in contestants}
     for function in contestants.values():
         function()
-    names, rounds, end = list(contestants), 0, time.perf_counter() + seconds
+    names, order = list(contestants), random.Random(0)
+    rounds, end = 0, time.perf_counter() + seconds
     while rounds < least or time.perf_counter() < end:
+        last = names[-1]
+        order.shuffle(names)
+        if names[0] == last:  # nobody follows itself
+            names.reverse()
         for name in names:
             time.sleep(PAUSE)
             if warm:
@@ -23,7 +29,6 @@ def by_turns(contestants, seconds, least, warm=False):
             start = time.perf_counter()
             contestants[name]()
             times[name].append(time.perf_counter() - start)
-        names = names[1:] + names[:1]
         rounds += 1
     return times
 

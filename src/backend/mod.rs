@@ -40,6 +40,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod helpers;
 mod operations;
 mod pool;
 pub mod training;

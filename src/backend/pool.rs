@@ -1,9 +1,15 @@
 //! Who runs in parallel: this thread alone, threads of our own, or the host's.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
-use crate::error::{Error, Result, Status, fail};
+use super::helpers::{Helpers, take};
+use crate::error::{Result, fail};
+
+/// Ranges for each thread: small enough that nobody waits long for the last one.
+const PARTS: usize = 8;
 
 /// A set of threads that sessions and trainers may share. Results never depend on how many there are.
 #[derive(Clone)]
@@ -12,7 +18,7 @@ pub struct Pool(Kind);
 #[derive(Clone)]
 enum Kind {
     Serial,
-    Own(Arc<Own>),
+    Own(Arc<Helpers>),
     Host(Arc<Host>),
 }
 
@@ -24,30 +30,6 @@ pub type ParallelFor = unsafe extern "C" fn(
     body: unsafe extern "C" fn(*mut c_void, usize),
     arg: *mut c_void,
 );
-
-/// Threads of our own, which have ended when this is dropped: the host may then unload the library.
-struct Own {
-    /// `None` while it is being dropped.
-    pool: Option<rayon_core::ThreadPool>,
-    handles: Vec<std::thread::JoinHandle<()>>,
-}
-
-impl Own {
-    fn run(&self, n: usize, body: &(dyn Fn(usize) + Sync)) {
-        match &self.pool {
-            Some(pool) => pool.install(|| halve(0, n, body)),
-            None => (0..n).for_each(body),
-        }
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        drop(self.pool.take());
-        // A thread that panicked said so where it ran.
-        self.handles.drain(..).for_each(|handle| drop(handle.join()));
-    }
-}
 
 struct Host {
     threads: usize,
@@ -69,27 +51,14 @@ impl Pool {
         Self(Kind::Serial)
     }
 
-    /// `threads` threads of our own, whose queue takes a lock and now and then a little memory; 0 means one per core.
+    /// `threads` threads, of which the caller is one; 0 means one per core. What they are to do they find under a lock.
     pub fn new(threads: usize) -> Result<Self> {
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
         check_threads(threads)?;
-        if threads == 1 {
-            return Ok(Self::serial());
-        }
-        let mut handles = Vec::with_capacity(threads);
-        let pool = rayon_core::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .spawn_handler(|thread| {
-                let named = std::thread::Builder::new().name(format!("sae-{}", thread.index()));
-                handles.push(named.spawn(|| thread.run())?);
-                Ok(())
-            })
-            .build()
-            .map_err(|e| Error::new(Status::OutOfMemory, format!("{threads} threads could not be started: {e}")))?;
-        Ok(Self(Kind::Own(Arc::new(Own { pool: Some(pool), handles }))))
+        Ok(Self(if threads == 1 { Kind::Serial } else { Kind::Own(Arc::new(Helpers::new(threads - 1)?)) }))
     }
 
     /// The host's own threads.
@@ -106,7 +75,7 @@ impl Pool {
     pub fn threads(&self) -> usize {
         match &self.0 {
             Kind::Serial => 1,
-            Kind::Own(own) => own.handles.len(),
+            Kind::Own(helpers) => helpers.count() + 1,
             Kind::Host(host) => host.threads,
         }
     }
@@ -116,15 +85,25 @@ impl Pool {
         match &self.0 {
             _ if n <= 1 => (0..n).for_each(body),
             Kind::Serial => (0..n).for_each(body),
-            Kind::Own(own) => own.run(n, body),
+            Kind::Own(helpers) => helpers.run(n, body),
             Kind::Host(host) => host.run(n, body),
         }
     }
 
-    /// Splits `0..items` into at most `threads` contiguous ranges and runs `body(range number, range)` for each.
-    pub fn run_ranges(&self, items: usize, body: &(dyn Fn(usize, std::ops::Range<usize>) + Sync)) {
-        let parts = self.threads().min(items);
-        self.run(parts, &|i| body(i, items * i / parts..items * (i + 1) / parts));
+    /// Covers `0..items` by ranges and runs `body(slot, range)` for each; no two run with the same slot at once, and slots
+    /// are numbers below [`Self::threads`]. Who is free takes the next range.
+    pub fn run_ranges(&self, items: usize, body: &(dyn Fn(usize, Range<usize>) + Sync)) {
+        let slots = self.threads().min(items);
+        if slots == 1 {
+            return body(0, 0..items);
+        }
+        let parts = items.min(slots * PARTS);
+        let next = AtomicUsize::new(0);
+        self.run(slots, &|slot| {
+            while let Some(part) = take(&next, parts) {
+                body(slot, items * part / parts..items * (part + 1) / parts);
+            }
+        });
     }
 }
 
@@ -133,17 +112,6 @@ fn check_threads(threads: usize) -> Result<()> {
         return fail!(InvalidArgument, "threads must be between 1 and {}, not {threads}", Pool::MAX_THREADS);
     }
     Ok(())
-}
-
-/// Fork-join by halves: rayon's cheapest form, whose jobs live on the stack.
-fn halve(first: usize, n: usize, body: &(dyn Fn(usize) + Sync)) {
-    match n {
-        0 => {}
-        1 => body(first),
-        _ => {
-            rayon_core::join(|| halve(first, n / 2, body), || halve(first + n / 2, n - n / 2, body));
-        }
-    }
 }
 
 impl Host {
@@ -170,7 +138,8 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering;
 
     unsafe extern "C" fn backwards(
         _: *mut c_void,
@@ -199,11 +168,14 @@ mod tests {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-                let covered = AtomicUsize::new(0);
-                pool.run_ranges(n, &|_, range| {
-                    covered.fetch_add(range.len(), Ordering::Relaxed);
+                let covered: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                let busy: Vec<_> = (0..pool.threads()).map(|_| AtomicUsize::new(0)).collect();
+                pool.run_ranges(n, &|slot, range| {
+                    assert_eq!(busy[slot].fetch_add(1, Ordering::Relaxed), 0, "one slot, two ranges at once");
+                    range.for_each(|i| _ = covered[i].fetch_add(1, Ordering::Relaxed));
+                    busy[slot].fetch_sub(1, Ordering::Relaxed);
                 });
-                assert_eq!(covered.into_inner(), n);
+                assert!(covered.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
         }
         assert!(Pool::new(Pool::MAX_THREADS + 1).is_err());
@@ -216,6 +188,30 @@ mod tests {
                 pool.run(4, &|i| assert_ne!(i, 2, "on purpose"));
             }));
             assert!(result.is_err());
+            // And the threads are there for the next.
+            let sum = AtomicUsize::new(0);
+            pool.run(100, &|i| _ = sum.fetch_add(i, Ordering::Relaxed));
+            assert_eq!(sum.into_inner(), 4950);
         }
+    }
+
+    #[test]
+    fn many_callers_share_a_pool_and_bodies_may_call_it_again() {
+        let pool = Pool::new(3).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..5 {
+                scope.spawn(|| {
+                    for n in 0..200 {
+                        let sum = AtomicUsize::new(0);
+                        pool.run(n, &|i| {
+                            pool.run(i % 3, &|_| _ = sum.fetch_add(1, Ordering::Relaxed));
+                            sum.fetch_add(i, Ordering::Relaxed);
+                        });
+                        let expected = (0..n).map(|i| i + i % 3).sum::<usize>();
+                        assert_eq!(sum.into_inner(), expected);
+                    }
+                });
+            }
+        });
     }
 }

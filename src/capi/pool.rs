@@ -23,8 +23,8 @@ pub type sae_task = Option<unsafe extern "C" fn(arg: *mut c_void, i: usize)>;
 pub type sae_parallel_for =
     Option<unsafe extern "C" fn(context: *mut c_void, n: usize, task: sae_task, arg: *mut c_void)>;
 
-/// Starts `threads` threads of the library's own; 0: one per core. 1 is the calling thread itself. Handing work to other
-/// threads takes a lock and now and then a little memory; with one thread, or the host's, calls do neither.
+/// Makes a pool of `threads` threads, of which the calling one is the first and the others are the library's own; 0: one
+/// per core. Handing work to the others takes a lock and wakes them; with one thread, or the host's, calls do neither.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_pool_create(
     threads: i32,

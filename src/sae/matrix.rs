@@ -164,11 +164,15 @@ impl Matrix {
         let mut scratch = vec![0.0; self.cols];
         (0..self.rows).find_map(|row| {
             let values = self.row_f32(row, &mut scratch);
-            // A sum of zeros-or-NaN products tells cheaply whether a row is clean.
-            let clean = values.iter().map(|w| w * 0.0).sum::<f32>() == 0.0;
-            if clean { None } else { values.iter().position(|w| !w.is_finite()).map(|col| (row, col)) }
+            if all_finite(values) { None } else { values.iter().position(|w| !w.is_finite()).map(|col| (row, col)) }
         })
     }
+}
+
+/// Whether there is no infinity among the numbers, nor anything that is no number.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    // No branch inside the loop, and no number waits for the one before it.
+    !values.iter().fold(false, |found, v| found | !v.is_finite())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub use convention::{Convention, Reference};
 pub use family::Family;
 pub use hook::{HookNames, HookPoint, Site};
 pub use matrix::Matrix;
+pub(crate) use matrix::all_finite;
 pub(crate) use spec::check_factor;
 pub use spec::{Architecture, Normalization, Spec};
 pub use weights::{Gate, Glu, Sae, Weights};

@@ -69,7 +69,7 @@ impl Core {
     /// Runs `body` for every row, each worker with its own scratch.
     pub(crate) fn each_row(&self, slots: &Slots<'_>, rows: usize, body: &(dyn Fn(usize, &mut Scratch<'_>) + Sync)) {
         self.pool.run_ranges(rows, &|slot, range| {
-            // SAFETY: range numbers are given once each.
+            // SAFETY: no two ranges run with the same slot at once.
             let mut scratch = unsafe { slots.get(slot) };
             range.for_each(|row| body(row, &mut scratch));
         });

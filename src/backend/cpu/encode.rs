@@ -78,7 +78,7 @@ pub(crate) fn encode(workers: &Workers<'_>, job: &Job<'_>, sink: &(dyn Fn(Encode
     // As many equal tiles for each thread.
     let tile_rows = job.rows.div_ceil(tiles.next_multiple_of(threads).max(1)).max(1);
     workers.pool.run_ranges(job.rows.div_ceil(tile_rows), &|slot, tiles| {
-        // SAFETY: range numbers are given once each.
+        // SAFETY: no two ranges run with the same slot at once.
         let mut scratch = unsafe { workers.slots.get(slot) };
         for tile in tiles {
             let rows = tile * tile_rows..((tile + 1) * tile_rows).min(job.rows);

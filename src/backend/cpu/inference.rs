@@ -168,7 +168,7 @@ impl Operations for CpuSession {
             return Ok(());
         }
         core.pool.run_ranges(rows.div_ceil(DENSE_ROWS), &|slot, tiles| {
-            // SAFETY: range numbers are given once each.
+            // SAFETY: no two ranges run with the same slot at once.
             let mut scratch = unsafe { slots.get(slot) };
             for tile in tiles {
                 let first = tile * DENSE_ROWS;
@@ -212,7 +212,7 @@ impl Operations for CpuSession {
             return Ok(());
         };
         core.pool.run_ranges(features.rows(), &|slot, rows| {
-            // SAFETY: range numbers are given once each.
+            // SAFETY: no two ranges run with the same slot at once.
             let Scratch { x: raw, weights, row: scratch, .. } = &mut unsafe { slots.get(slot) };
             for first in rows.clone().step_by(DENSE_ROWS) {
                 let tile = first..rows.end.min(first + DENSE_ROWS);

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::Kernels;
 use crate::backend::Input;
-use crate::sae::{Normalization, Spec};
+use crate::sae::{Normalization, Spec, all_finite};
 use crate::tensor::DType;
 
 /// What became of one token.
@@ -69,11 +69,6 @@ pub(crate) fn normalize_row(kernels: Kernels, spec: &Spec, b_dec: &[f32], x: &mu
 /// Mean, and σ or factor, of a row state.
 fn statistics(spec: &Spec, state: [f32; 2]) -> (f32, f32) {
     if spec.subtracts_mean() { (state[0], state[1]) } else { (0.0, state[0]) }
-}
-
-pub(crate) fn all_finite(x: &[f32]) -> bool {
-    // Zero times a finite number is 0, times anything else NaN: no branch inside the loop.
-    x.iter().map(|v| v * 0.0).sum::<f32>() == 0.0
 }
 
 /// By what a change in the decoder's space is multiplied to become a change of the activation.

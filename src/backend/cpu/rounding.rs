@@ -17,7 +17,7 @@ pub(super) fn round_rows(kernels: Kernels, pool: &Pool, rows: Rows<'_>, n: usize
     let mut scratch = Array::zeroed(pool.threads().saturating_mul(PANEL).saturating_mul(d))?;
     let scratch = blocks(&mut scratch, PANEL * d);
     pool.run_ranges(panels.count(), &|slot, range| {
-        // SAFETY: range numbers are given once each, and there are no more of them than threads.
+        // SAFETY: no two ranges run with the same slot at once, and slots are fewer than threads.
         let scratch = unsafe { scratch.part(slot) };
         for i in range {
             let span = (i * PANEL, PANEL.min(n - i * PANEL));

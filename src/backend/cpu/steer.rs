@@ -4,11 +4,12 @@ use super::Kernels;
 use super::core::Core;
 use super::decode::Decoder;
 use super::encoder::Encoder;
-use super::prepare::{Prepared, all_finite, output_scale};
+use super::prepare::{Prepared, output_scale};
 use super::scratch::{RowScratch, Scratch};
 use crate::backend::{Input, Steering, Wanted};
 use crate::error::{Error, Result};
 use crate::features::FeaturesRef;
+use crate::sae::all_finite;
 use crate::steering::{Edit, EditOp};
 use crate::tensor::{Tensor, try_vec};
 
