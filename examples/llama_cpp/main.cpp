@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "capture.hpp"
+#include "engine_threads.hpp"
 #include "overhead.hpp"
 #include "random_sae.hpp"
 #include "record.hpp"
@@ -80,7 +81,7 @@ void demo(Arguments &arguments) {
 
     const Model model(data + "/model.gguf");
     model.check_hook(settings.layer);
-    const sae::Pool pool = sae::Pool::create(threads);
+    const sae::Pool pool = engine_threads(threads);
     const std::string file = data + "/sae.safetensors";
 
     heading("Training an SAE on the residual stream as the engine reads");
@@ -115,7 +116,7 @@ void overhead(Arguments &arguments) {
     model.check_hook(layer);
     const bool trained = std::ifstream(file).good();
     const sae::Model sae = trained ? sae::Model::load(file) : random_sae(model.d(), 4608, 32);
-    show_overhead(model, sae, sae::Pool::create(threads), layer, data + "/overhead.json");
+    show_overhead(model, sae, engine_threads(threads), layer, data + "/overhead.json");
 }
 
 void record_residuals(Arguments &arguments) {

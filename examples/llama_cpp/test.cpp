@@ -16,6 +16,7 @@
 
 #include "capture.hpp"
 #include "engine.hpp"
+#include "engine_threads.hpp"
 #include "random_sae.hpp"
 #include "steer.hpp"
 #include "test.hpp"
@@ -326,7 +327,7 @@ int main(int argc, char **argv) {
     try {
         if (argc != 2) throw std::invalid_argument("usage: test FOLDER (the one get.sh filled)");
         const Model model(std::string(argv[1]) + "/model.gguf");
-        const sae::Pool pool = sae::Pool::create(2);
+        const sae::Pool pool = engine_threads(2);
         const sae::Model sae = random_sae(model.d(), 1024, k);
         sae::Session session = make_session(sae, pool, 512);
         rows_are_mapped(model, session);

@@ -8,6 +8,7 @@ mod encoder;
 mod inference;
 pub mod kernels;
 mod merge;
+mod outliers;
 mod prepare;
 mod rounding;
 mod rows;

@@ -1,7 +1,8 @@
 //! The encoder at the price of bytes: products of 8-bit integers bound every score from both sides, and only latents that
 //! can still be among the wanted get their exact one. What comes out is what exact scores alone would give.
 //!
-//! With `ŵ` and `x̂` what rounding left, `|w · x − ŵ · x̂| ≤ ‖w − ŵ‖ ‖x‖ + ‖ŵ‖ ‖x − x̂‖` (Cauchy and Schwarz). The canonical dot
+//! With `ŵ` and `x̂` what rounding left, `|w · x − ŵ · x̂| ≤ ‖w − ŵ‖ ‖x‖ + ‖ŵ‖ ‖x − x̂‖` (Cauchy and Schwarz), and less where
+//! few coordinates of x dwarf the others ([`Parts`](super::outliers::Parts)). The canonical dot
 //! product's own rounding is within `γ ‖w‖ ‖x‖`, γ = (d / 16 + 6) · 2⁻²⁴, and that of the few operations around it within
 //! 2⁻¹⁹ of the terms' magnitudes, both generous. Sums of products of bytes are exact.
 
@@ -11,6 +12,7 @@ use super::Kernels;
 use super::encode::{Job, TileState};
 use super::encoder::Encoder;
 use super::kernels::int8::{Product, Sieve, Token, WIDTH};
+use super::outliers::Part;
 use super::prepare::Prepared;
 use super::scratch::{Scratch, ScreenScratch};
 use super::select::{Key, Largest, capacity};
@@ -24,7 +26,8 @@ const TINY: f32 = 1e-30;
 const HUGE: f32 = 1e37;
 /// Fewer tokens than this are waited for by memory rather than arithmetic, and get 16 bits.
 const FEW: usize = 5;
-/// Tokens whose 8-bit numbers lose more than this share of them get 16 bits: a few of their coordinates dwarf the others.
+/// Tokens whose 8-bit numbers lose more than this share of what bounds count of them get 16 bits: a few of their
+/// coordinates dwarf the others.
 const COARSE: f32 = 1.0 / 64.0;
 /// A screen that lets more than one of so many pass is not worth its price.
 const SHARE: usize = 16;
@@ -41,8 +44,7 @@ pub(crate) fn screen_tile(
     scratch: &mut Scratch<'_>,
 ) -> usize {
     let mut tile = Tile { kernels, job, state, exact: 0, scratch };
-    let bytes = tile.round_tokens(rows, int8);
-    let largest = tile.state.tokens[..rows].iter().map(|token| token.x).fold(0.0, f32::max);
+    let (bytes, largest) = tile.round_tokens(rows, int8);
     for first in latents.clone().step_by(WIDTH) {
         let count = WIDTH.min((latents.end - first).next_multiple_of(PANEL));
         let (panel, panels) = (first / PANEL, count / PANEL);
@@ -84,11 +86,11 @@ struct Tile<'a, 'b> {
 }
 
 impl Tile<'_, '_> {
-    /// Rounds the tile's tokens to bytes; tells how many rows of bytes there are.
-    fn round_tokens(&mut self, rows: usize, int8: &Int8Rows) -> usize {
+    /// Rounds the tile's tokens to bytes; tells how many rows of bytes there are, and the largest norm of a token.
+    fn round_tokens(&mut self, rows: usize, int8: &Int8Rows) -> (usize, f32) {
         let (d, padded) = (int8.d(), int8.padded());
         let canonical = (d as f32 / 16.0 + 6.0) / (1 << 24) as f32;
-        let mut fine = rows;
+        let (mut fine, mut largest) = (rows, 0.0f32);
         for row in 0..rows {
             let x = &self.scratch.x[row * d..(row + 1) * d];
             let (bytes, more) = self.scratch.screen.bytes.split_at_mut(rows * padded);
@@ -100,8 +102,9 @@ impl Tile<'_, '_> {
                 }
             });
             chunks.for_each(|rest| rest.fill(128));
+            let parts = self.kernels.run(Part(x));
             let mut token = Token::default();
-            if rows < FEW || rounded.lost > COARSE * rounded.norm {
+            if rows < FEW || rounded.lost > COARSE * parts.cost(d) {
                 let start = (fine - rows) * padded;
                 let (mut high, mut low) =
                     (bytes.chunks_exact_mut(16), more[start..start + padded].chunks_exact_mut(16));
@@ -120,14 +123,16 @@ impl Tile<'_, '_> {
             let not_finite = self.state.prepared[row] == Prepared::NotFinite;
             self.state.tokens[row] = Token {
                 scale: rounded.scale,
-                x: rounded.norm * (1.0 + SLACK),
+                rest: parts.rest * (1.0 + SLACK),
+                outliers: parts.outliers * (1.0 + SLACK),
                 dx: (rounded.lost + rounded.norm * (canonical + SLACK)) * (1.0 + SLACK),
                 floor: if not_finite { f32::INFINITY } else { f32::from_bits(1) },
                 ..token
             };
+            largest = largest.max(rounded.norm * (1.0 + SLACK));
             (self.state.waiting[row], self.state.due[row]) = (0, self.scratch.screen.sorted.len() / 8);
         }
-        fine
+        (fine, largest)
     }
 
     /// Puts a latent that may matter aside.
@@ -250,6 +255,7 @@ struct Bounds {
     bias: [f32; WIDTH],
     reach: [f32; WIDTH],
     lost: [f32; WIDTH],
+    most: [f32; WIDTH],
     norm: [f32; WIDTH],
     magnitude: bool,
 }
@@ -263,6 +269,7 @@ impl Bounds {
             bias: zeros,
             reach: [f32::NEG_INFINITY; WIDTH],
             lost: zeros,
+            most: zeros,
             norm: zeros,
             magnitude: encoder.is_signed(),
         };
@@ -274,6 +281,7 @@ impl Bounds {
             bounds.bias[c] = affine.bias;
             let (lost, norm) = (facts.lost[c] * (1.0 + SLACK), facts.norm[c] * (1.0 + SLACK));
             bounds.norm[c] = norm * factor;
+            bounds.most[c] = facts.most(c) * (1.0 + SLACK) * factor;
             let tiny = if norm > 0.0 || affine.magnitude > 0.0 { TINY * affine.peak.max(largest) } else { 0.0 };
             bounds.reach[c] = tiny + SLACK * affine.magnitude - affine.threshold;
             // Where a sum or product may leave f32, nothing is known.
@@ -291,6 +299,7 @@ impl Bounds {
             bias: &self.bias[..count],
             reach: &self.reach[..count],
             lost: &self.lost[..count],
+            most: &self.most[..count],
             norm: &self.norm[..count],
             magnitude: self.magnitude,
         }

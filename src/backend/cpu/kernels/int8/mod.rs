@@ -44,7 +44,8 @@ impl Product<'_> {
 }
 
 /// The scores of a block of latents, in whole numbers, and what turns them into bounds. With `s` the token's scale times
-/// the latent's, the score is within `reach + lost · x + norm · dx` of `s · product + bias`.
+/// the latent's, the score is within `reach + lost · rest + most · outliers + norm · dx` of
+/// `s · product + bias`.
 #[derive(Clone, Copy)]
 pub(crate) struct Sieve<'a> {
     /// `[rows, latents]`.
@@ -57,8 +58,10 @@ pub(crate) struct Sieve<'a> {
     pub bias: &'a [f32],
     /// Of each latent: the bound's constant part, less any threshold.
     pub reach: &'a [f32],
-    /// Of each latent: what counts `Token::x` times.
+    /// Of each latent: what counts `Token::rest` times.
     pub lost: &'a [f32],
+    /// Of each latent: what counts `Token::outliers` times.
+    pub most: &'a [f32],
     /// Of each latent: what counts `Token::dx` times.
     pub norm: &'a [f32],
     /// Whether scores compete by magnitude.
@@ -70,8 +73,10 @@ pub(crate) struct Sieve<'a> {
 pub(crate) struct Token {
     /// What its whole numbers are multiplied by.
     pub scale: f32,
-    /// At least its norm.
-    pub x: f32,
+    /// At least the norm of all but its outliers.
+    pub rest: f32,
+    /// At least the sum of their magnitudes.
+    pub outliers: f32,
     /// At least the norm of what rounding it lost, with room for the rounding of everything else.
     pub dx: f32,
     /// Scores below this one do not matter.
@@ -140,7 +145,7 @@ fn sift(sieve: &Sieve<'_>, out: &mut [Survivor]) -> usize {
     for first in (0..width).step_by(PANEL) {
         let part = |v: &[f32]| -> [f32; PANEL] { v[first..first + PANEL].try_into().expect("a panel's width") };
         let (scale, bias, reach) = (part(sieve.scale), part(sieve.bias), part(sieve.reach));
-        let (lost, norm) = (part(sieve.lost), part(sieve.norm));
+        let (lost, most, norm) = (part(sieve.lost), part(sieve.most), part(sieve.norm));
         let products = |row: usize| -> [f32; PANEL] {
             let at = row * width + first;
             let products: [i32; PANEL] = sieve.products[at..at + PANEL].try_into().expect("a panel's width");
@@ -156,7 +161,7 @@ fn sift(sieve: &Sieve<'_>, out: &mut [Survivor]) -> usize {
             for c in 0..PANEL {
                 let score = scores[c] * (scale[c] * token.scale) + bias[c];
                 let score = if sieve.magnitude { score.abs() } else { score };
-                let reach = reach[c] + (lost[c] * token.x + norm[c] * token.dx);
+                let reach = reach[c] + (lost[c] * token.rest + most[c] * token.outliers + norm[c] * token.dx);
                 (upper[c], lower[c]) = (score + reach, score - reach);
             }
             // Hardly ever does any matter, and the test of all at once is cheap.
