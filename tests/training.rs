@@ -98,20 +98,20 @@ struct Probe {
 }
 
 const PROBE_LOSS: LossParameters =
-    LossParameters { normalizer: 0.7, aux_coefficient: 0.5, fired: 1e-3, dead_after_tokens: 1000 };
+    LossParameters { k: 0, normalizer: 0.7, aux_coefficient: 0.5, fired: 1e-3, dead_after_tokens: 1000 };
 
 fn probe(k: usize, k_aux: usize, weights: &[Vec<f32>; 4], unfired: &[u64]) -> Probe {
     let normalization = Normalization::None;
-    let shape = TrainingShape { d: D, n_latents: N, k, k_aux, max_tokens: 40, ema: false, normalization };
+    let shape = TrainingShape { k_aux, max_tokens: 40, ema: false, normalization, ..TrainingShape::top_k(k, D, N) };
     let x = activations(3, 40);
     let mut backend = CpuTraining::new(shape, Pool::serial(), Kernels::best().unwrap()).unwrap();
-    for (parameter, values) in Parameter::ALL.into_iter().zip(weights) {
+    for (parameter, values) in Parameter::COMMON.into_iter().zip(weights) {
         backend.write(Role::Weight, parameter, values).unwrap();
     }
     backend.write_unfired(unfired).unwrap();
     let rows = TrainingRows { input: Input::from(view(&x)), mask: None };
     let sums = backend.accumulate(&rows, &PROBE_LOSS).unwrap();
-    let mut gradients = Parameter::ALL.map(|parameter| {
+    let mut gradients = Parameter::COMMON.map(|parameter| {
         let mut values = vec![0.0; parameter.dims(N, D).iter().product()];
         backend.read(Role::Gradient, parameter, &mut values).unwrap();
         values.iter().map(|v| f64::from(*v) / 40.0).collect::<Vec<f64>>()
@@ -476,7 +476,7 @@ fn a_gradient_beyond_f32_is_dropped() {
 #[test]
 fn sums_of_gradients_may_be_large_where_their_means_are_not() {
     let normalization = Normalization::None;
-    let shape = TrainingShape { d: D, n_latents: N, k: 4, k_aux: 0, max_tokens: 8, ema: false, normalization };
+    let shape = TrainingShape { k_aux: 0, max_tokens: 8, ema: false, normalization, ..TrainingShape::top_k(4, D, N) };
     let mut backend = CpuTraining::new(shape, Pool::serial(), Kernels::best().unwrap()).unwrap();
     // The square of one row's sum is beyond f32.
     backend.write(Role::Gradient, Parameter::WEnc, &[1e20; N * D]).unwrap();

@@ -40,10 +40,10 @@ fn rows(count: usize, d: usize, mut number: impl FnMut() -> f32) -> Vec<f32> {
 type Outcome = (Vec<BatchSums>, Vec<u64>, Vec<Vec<u32>>);
 
 fn run([count, d, n, k, k_aux]: [usize; 5], normalization: Normalization, kernels: Kernels, threads: usize) -> Outcome {
-    let shape = TrainingShape { d, n_latents: n, k, k_aux, max_tokens: count, ema: true, normalization };
+    let shape = TrainingShape { k_aux, max_tokens: count, ema: true, normalization, ..TrainingShape::top_k(k, d, n) };
     let mut backend = CpuTraining::new(shape, Pool::new(threads).unwrap(), kernels).unwrap();
     let mut number = numbers((count * 31 + d * 7 + n) as u64);
-    for parameter in Parameter::ALL {
+    for parameter in Parameter::COMMON {
         let mut values: Vec<f32> = (0..parameter.dims(n, d).iter().product()).map(|_| number()).collect();
         if n > 5 && values.len() == n * d {
             // Twins, and a row of zeros.
@@ -53,7 +53,7 @@ fn run([count, d, n, k, k_aux]: [usize; 5], normalization: Normalization, kernel
         backend.write(Role::Weight, parameter, &values).unwrap();
     }
     backend.write_unfired(&(0..n as u64).map(|i| i % 3 * 500).collect::<Vec<_>>()).unwrap();
-    let loss = LossParameters { normalizer: 1.3, aux_coefficient: 0.25, fired: 1e-3, dead_after_tokens: 900 };
+    let loss = LossParameters { k: 0, normalizer: 1.3, aux_coefficient: 0.25, fired: 1e-3, dead_after_tokens: 900 };
     let (mut sums, mut norms) = (Vec::new(), Vec::new());
     for step in 1..=4 {
         let x = rows(count, d, &mut number);
@@ -73,7 +73,7 @@ fn run([count, d, n, k, k_aux]: [usize; 5], normalization: Normalization, kernel
     }
     let mut kept = Vec::new();
     for role in [Role::Weight, Role::FirstMoment, Role::SecondMoment, Role::Ema] {
-        for parameter in Parameter::ALL {
+        for parameter in Parameter::COMMON {
             let mut values = vec![0.0f32; parameter.dims(n, d).iter().product()];
             backend.read(role, parameter, &mut values).unwrap();
             kept.push(values.iter().map(|v| v.to_bits()).collect());

@@ -414,6 +414,7 @@ impl sae_train_options {
             max_batch_tokens: count("options.max_batch_tokens", self.max_batch_tokens)?,
             normalization: read_normalization("options", self.normalization)?,
             convention,
+            ..TrainOptions::default()
         };
         Ok((options, pool))
     }

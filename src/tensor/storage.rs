@@ -14,6 +14,10 @@ pub struct AlignedBytes {
     len: usize,
 }
 
+/// Where a block of no bytes would be.
+#[repr(align(64))]
+struct Aligned;
+
 // SAFETY: the block is owned by this value alone and holds plain bytes.
 unsafe impl Send for AlignedBytes {}
 // SAFETY: shared access only reads.
@@ -29,7 +33,7 @@ impl AlignedBytes {
     pub fn zeroed(len: usize) -> Result<Self> {
         let out_of_memory = || Error::new(Status::OutOfMemory, format!("{len} bytes could not be allocated"));
         if len == 0 {
-            return Ok(Self { data: NonNull::dangling(), len });
+            return Ok(Self { data: NonNull::<Aligned>::dangling().cast(), len });
         }
         let layout = Self::layout(len).ok_or_else(out_of_memory)?;
         if layout.align() == Self::ALIGN {
@@ -53,18 +57,12 @@ impl AlignedBytes {
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        if self.len == 0 {
-            return &[];
-        }
         // SAFETY: `data` points to `len` initialised bytes owned by `self`.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 
     /// The bytes, to write.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        if self.len == 0 {
-            return &mut [];
-        }
         // SAFETY: `data` points to `len` initialised bytes owned by `self`, borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
     }

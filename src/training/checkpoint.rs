@@ -59,7 +59,7 @@ fn tensors(options: &TrainOptions, progress: &Progress) -> Vec<Entry> {
     let unfired = Entry { name: UNFIRED.to_owned(), content: Content::Unfired, dims: vec![options.n_latents] };
     let mut all = vec![unfired];
     for (prefix, role, _) in roles.into_iter().filter(|(_, _, kept)| *kept) {
-        for parameter in Parameter::ALL {
+        for parameter in options.shape().parameters() {
             let dims = parameter.dims(options.n_latents, options.d);
             let name = format!("{prefix}{}", parameter.name());
             all.push(Entry { name, content: Content::Numbers(role, parameter), dims });

@@ -28,11 +28,13 @@
 mod checkpoint;
 mod init;
 mod options;
+mod recipe;
 mod schedule;
 mod stats;
 mod trainer;
 
 pub use options::TrainOptions;
+pub use recipe::Recipe;
 pub use stats::{Progress, StepStats};
 pub use trainer::{Batch, Export, Trainer};
 

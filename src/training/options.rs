@@ -2,19 +2,32 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Recipe;
+use crate::backend::training::TrainingShape;
 use crate::error::{Error, Result, fail};
-use crate::sae::{Architecture, Convention, Normalization, Spec};
+use crate::sae::{Convention, Normalization, Spec};
 
 /// What a run is made with. Only `d`, `n_latents` and `k` have no default; zeros elsewhere stand for what is said there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
+    /// What is trained, and by which loss.
+    pub recipe: Recipe,
     /// Width of the activations.
     pub d: usize,
     /// Number of latents.
     pub n_latents: usize,
-    /// Latents kept per token.
+    /// Latents kept per token; by recipes where a batch's tokens compete, on average.
     pub k: usize,
+    /// Latents kept at the start of the run, where that is another number. 0: `k`.
+    pub k_start: usize,
+    /// Optimizer steps over which `k_start` becomes `k`, linearly.
+    pub k_anneal_steps: u64,
+    /// For Matryoshka: the sizes of the nested SAEs, ascending up to `n_latents`. Empty: a sixteenth of the latents, an
+    /// eighth, a quarter, a half, and all.
+    pub prefixes: Vec<usize>,
+    /// By what the squared error of each is multiplied in the loss. Empty: 1.
+    pub prefix_weights: Vec<f32>,
     /// Dead latents that AuxK uses per token. 0: d / 2 rounded down, at least 1, at most `n_latents`.
     pub k_aux: usize,
     /// AuxK's coefficient α. 0: 1/32.
@@ -46,7 +59,8 @@ pub struct TrainOptions {
     /// Seed of the initial weights, the only random numbers of a run.
     pub seed: u64,
     /// The most tokens a batch may have. 0: 8192. The numbers do not depend on it, memory does: about `8 d + 24 k` bytes for
-    /// each, beside 41 for each of `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the
+    /// each (Multi-TopK: `16 d + 112 k`; BatchTopK: `8 d + 56 k`; Matryoshka as BatchTopK, with `4 d` more for each prefix
+    /// and `4 k`), beside 41 for each of `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the
     /// encoder speeds the run up) and, with AuxK, up to `64 d + 16384` for each of `k_aux`.
     pub max_batch_tokens: usize,
     /// What is done to activations first; the loss is then of the normalised ones.
@@ -61,7 +75,17 @@ impl TrainOptions {
         let or = |value: f32, default: f32| if value == 0.0 { default } else { value };
         let n = self.n_latents;
         let known_length = if self.total_tokens == 0 { u64::MAX } else { self.total_tokens };
+        let prefixes = match &self.prefixes[..] {
+            [] => self.recipe.default_prefixes(n),
+            given => given.to_vec(),
+        };
         let resolved = Self {
+            k_start: if self.k_start == 0 { self.k } else { self.k_start },
+            prefix_weights: match &self.prefix_weights[..] {
+                [] => vec![1.0; prefixes.len()],
+                given => given.to_vec(),
+            },
+            prefixes,
             k_aux: if self.k_aux == 0 { (self.d / 2).clamp(1, n.max(1)) } else { self.k_aux },
             aux_coefficient: or(self.aux_coefficient, 1.0 / 32.0),
             dead_after_tokens: match self.dead_after_tokens {
@@ -82,18 +106,27 @@ impl TrainOptions {
 
     /// Refuses resolved options that cannot be trained.
     fn check(&self) -> Result<()> {
+        self.recipe.check(self)?;
         self.spec().check().map_err(|error| {
             // The spec speaks of d_in and d_out; here both are `d`.
             Error::new(error.status(), error.message().replace("d_in", "d").replace("d_out", "d"))
         })?;
         for (name, value, max) in [
             ("k", self.k, self.n_latents),
+            ("k_start", self.k_start, self.n_latents),
             ("k_aux", self.k_aux, self.n_latents),
             ("max_batch_tokens", self.max_batch_tokens, 1 << 24),
         ] {
             if value == 0 || value > max {
                 return fail!(InvalidArgument, "{name} must be between 1 and {max}, not {value}");
             }
+        }
+        if self.k_start != self.k && self.k_anneal_steps == 0 {
+            let Self { k_start, k, .. } = self;
+            return fail!(InvalidArgument, "k_start {k_start} becomes k {k} over k_anneal_steps, which is 0");
+        }
+        if self.k_start == self.k && self.k_anneal_steps > 0 {
+            return fail!(InvalidArgument, "k_anneal_steps is given, but k_start is k: nothing is to change");
         }
         for (name, value) in [
             ("learning_rate", self.learning_rate),
@@ -134,10 +167,21 @@ impl TrainOptions {
 
     /// What the run makes.
     pub(super) fn spec(&self) -> Spec {
-        let mut spec = Spec::new(Architecture::TopK { k: self.k }, self.d, self.n_latents);
-        spec.normalization = self.normalization;
-        spec.convention = self.convention.clone();
-        spec
+        self.recipe.spec(self)
+    }
+
+    /// What a backend needs to know of resolved options.
+    pub(super) fn shape(&self) -> TrainingShape {
+        TrainingShape {
+            rule: self.recipe.rule(self),
+            d: self.d,
+            n_latents: self.n_latents,
+            k: self.k.max(self.k_start),
+            k_aux: if self.no_aux { 0 } else { self.k_aux },
+            max_tokens: self.max_batch_tokens,
+            ema: !self.no_ema,
+            normalization: self.normalization,
+        }
     }
 
     /// The options of a resumed run: `stored`, of which `self` may repeat what it likes, but contradict only what the
@@ -158,9 +202,14 @@ impl TrainOptions {
             )*};
         }
         agree!(
+            recipe,
             d,
             n_latents,
             k,
+            k_start,
+            k_anneal_steps,
+            prefixes,
+            prefix_weights,
             k_aux,
             aux_coefficient,
             no_aux,

@@ -1,4 +1,4 @@
-//! The learning rate over a run.
+//! What changes over a run: the learning rate, and how many latents are kept.
 
 use super::TrainOptions;
 
@@ -16,9 +16,28 @@ pub(super) fn learning_rate(options: &TrainOptions, step: u64, tokens_before: u6
     f64::from(options.learning_rate) * warmup * decay
 }
 
+/// How many latents are kept for the tokens of optimizer step `step` (from 1): from `k_start` to `k` in equal steps, rounded.
+pub(super) fn k(options: &TrainOptions, step: u64) -> usize {
+    let TrainOptions { k, k_start, k_anneal_steps, .. } = *options;
+    if step > k_anneal_steps {
+        return k;
+    }
+    let part = (step - 1) as f64 / k_anneal_steps as f64;
+    (k_start as f64 + (k as f64 - k_start as f64) * part).round() as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn k_goes_from_start_to_end() {
+        let options = TrainOptions { k: 4, k_start: 12, k_anneal_steps: 4, ..TrainOptions::default() };
+        assert_eq!([1, 2, 3, 4, 5, 1 << 40].map(|step| k(&options, step)), [12, 10, 8, 6, 4, 4]);
+        let up = TrainOptions { k: 3, k_start: 1, k_anneal_steps: 3, ..options };
+        assert_eq!([1, 2, 3, 4].map(|step| k(&up, step)), [1, 2, 2, 3]);
+        assert_eq!(k(&TrainOptions { k: 4, k_start: 4, ..TrainOptions::default() }, 1), 4);
+    }
 
     #[test]
     fn the_rate_rises_stays_and_falls() {

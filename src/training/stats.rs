@@ -23,12 +23,14 @@ pub struct StepStats {
     pub tokens_not_finite: usize,
     /// Tokens trained on since the run began.
     pub tokens_seen: u64,
-    /// What is minimised: `mse + aux`.
+    /// What is minimised: `mse + aux + sparsity`.
     pub loss: f64,
-    /// The reconstruction's part.
+    /// The reconstruction's part; of several reconstructions, the weighted sum.
     pub mse: f64,
     /// AuxK's part, its coefficient included.
     pub aux: f64,
+    /// The part that holds activations down, its coefficient included; 0 for recipes that count them instead.
+    pub sparsity: f64,
     /// Fraction of variance unexplained: `Σ(x̂ − x)² / Σ(x − mean_rows(x))²`; 1 − explained variance. 0 if x does not vary.
     pub fvu: f64,
     /// Mean count of active latents per token.
@@ -60,17 +62,58 @@ pub struct Progress {
     /// What healthy inputs measure, to be written into what is exported: norms of the first sample; FVU and L0 as they move.
     #[serde(default)]
     pub reference: Reference,
+    /// The smallest activation that batches kept, averaged, where tokens compete.
+    #[serde(default)]
+    pub threshold: Threshold,
+}
+
+/// A moving average of the smallest activation that each batch kept: what latents must exceed once they no longer compete.
+/// Its first batches are not held back by a start at zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Threshold {
+    /// The average, from zero.
+    sum: f64,
+    /// The batches' weights in it.
+    weight: f64,
+}
+
+/// How much of the average a batch leaves as it was: dictionary_learning's `threshold_beta`.
+const KEEP: f64 = 0.999;
+
+impl Threshold {
+    fn take_in(&mut self, smallest: f32) {
+        self.sum = KEEP * self.sum + (1.0 - KEEP) * f64::from(smallest);
+        self.weight = KEEP * self.weight + (1.0 - KEEP);
+    }
+
+    /// The average; 0 before the first batch.
+    pub fn value(&self) -> f32 {
+        if self.weight > 0.0 { (self.sum / self.weight) as f32 } else { 0.0 }
+    }
 }
 
 impl Progress {
     pub(super) fn start(normalizer: f64, reference: Reference) -> Self {
-        Self { step: 0, rows_given: 0, tokens_seen: 0, pending_tokens: 0, normalizer, reference }
+        Self {
+            step: 0,
+            rows_given: 0,
+            tokens_seen: 0,
+            pending_tokens: 0,
+            normalizer,
+            reference,
+            threshold: Threshold::default(),
+        }
     }
 
-    /// Takes in the FVU and L0 of a call: they become the moving averages over about the last 20 of the calls.
-    pub(super) fn observe(&mut self, stats: &StepStats) {
+    /// Takes in the FVU and L0 of a call: they become the moving averages over about the last 20 of the calls. And the
+    /// smallest activation it kept, if there is such.
+    pub(super) fn observe(&mut self, stats: &StepStats, smallest: Option<f32>) {
         if stats.tokens == 0 {
             return;
+        }
+        if let Some(smallest) = smallest {
+            self.threshold.take_in(smallest);
         }
         let moved = |average: Option<f64>, value: f64| Some(average.map_or(value, |a| a + MOVE * (value - a)));
         self.reference.fvu = moved(self.reference.fvu, stats.fvu);

@@ -4,17 +4,15 @@ use std::path::Path;
 
 use super::checkpoint;
 use super::init::{PROBES, Sample, random_unit_rows};
-use super::schedule::learning_rate;
+use super::schedule;
 use super::{FIRED, Progress, StepStats, TrainOptions};
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::training::CpuTraining;
-use crate::backend::training::{
-    BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
-};
+use crate::backend::training::{BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows};
 use crate::backend::{Input, Pool};
 use crate::error::{Result, fail};
 use crate::features::check_tensor;
-use crate::sae::{Architecture, Matrix, Normalization, Reference, Sae, Spec, Weights};
+use crate::sae::{Matrix, Normalization, Reference, Sae, Spec, Weights};
 use crate::tensor::{Array, DType, Tensor, try_vec};
 
 /// What one call trains on.
@@ -62,16 +60,7 @@ impl Trainer {
     /// A run that has yet to be started with [`Self::init_from`] or [`Self::warm_start`].
     pub fn new(options: &TrainOptions, pool: Pool) -> Result<Self> {
         let options = options.resolve()?;
-        let shape = TrainingShape {
-            d: options.d,
-            n_latents: options.n_latents,
-            k: options.k,
-            k_aux: if options.no_aux { 0 } else { options.k_aux },
-            max_tokens: options.max_batch_tokens,
-            ema: !options.no_ema,
-            normalization: options.normalization,
-        };
-        let backend = Box::new(CpuTraining::new(shape, pool.clone(), Kernels::best()?)?);
+        let backend = Box::new(CpuTraining::new(options.shape(), pool.clone(), Kernels::best()?)?);
         Ok(Self { options, pool, backend, progress: None })
     }
 
@@ -91,7 +80,7 @@ impl Trainer {
     pub fn init_from(&mut self, sample: &Tensor<'_>) -> Result<()> {
         let sample = self.read_sample(sample)?;
         let normalizer = sample.variance()?;
-        let TrainOptions { d, n_latents, seed, .. } = self.options;
+        let TrainOptions { d, n_latents, k, seed, .. } = self.options;
         // The encoder starts as the decoder, scaled so that unit vectors come back with unit norm, on average.
         let mut rows = random_unit_rows(seed, 0, n_latents, d)?;
         self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
@@ -100,7 +89,7 @@ impl Trainer {
         let mut norms = [0.0; PROBES];
         let at_once = self.options.max_batch_tokens;
         for (probes, norms) in probes.chunks(at_once * d).zip(norms.chunks_mut(at_once)) {
-            self.backend.reconstruction_norms(probes, norms)?;
+            self.backend.reconstruction_norms(probes, k, norms)?;
         }
         let norm = norms.iter().sum::<f64>() / PROBES as f64;
         if norm > 0.0 {
@@ -173,9 +162,10 @@ impl Trainer {
                 ours.normalization
             );
         }
-        match spec.architecture {
-            Architecture::TopK { .. } | Architecture::Relu => {}
-            other => return fail!(Unsupported, "model: a {} SAE cannot be trained on as TopK", other.name()),
+        let recipe = self.options.recipe;
+        if !recipe.starts_from(spec.architecture) {
+            let (found, recipe) = (spec.architecture.name(), recipe.name());
+            return fail!(Unsupported, "model: a {found} SAE cannot be trained on by recipe {recipe}");
         }
         // What a run does not make would be lost without a word.
         let hooks = (&spec.convention.hook_point, &spec.convention.hook_point_out);
@@ -224,6 +214,7 @@ impl Trainer {
             return fail!(BadState, "the run is not started; call init_from with a first sample");
         };
         let loss = LossParameters {
+            k: schedule::k(&self.options, progress.step + 1),
             normalizer: progress.normalizer,
             aux_coefficient: f64::from(self.options.aux_coefficient),
             fired: FIRED,
@@ -234,7 +225,7 @@ impl Trainer {
         progress.tokens_seen += sums.tokens as u64;
         progress.pending_tokens += sums.tokens as u64;
         let mut stats = statistics(&sums, &self.options, progress);
-        progress.observe(&stats);
+        progress.observe(&stats, sums.smallest);
         if batch.accumulate || progress.pending_tokens == 0 {
             return Ok(stats);
         }
@@ -242,7 +233,7 @@ impl Trainer {
         let step = StepParameters {
             tokens,
             step: progress.step + 1,
-            learning_rate: learning_rate(&self.options, progress.step + 1, progress.tokens_seen - tokens),
+            learning_rate: schedule::learning_rate(&self.options, progress.step + 1, progress.tokens_seen - tokens),
             beta1: f64::from(self.options.adam_beta1),
             beta2: f64::from(self.options.adam_beta2),
             epsilon: f64::from(self.options.adam_epsilon),
@@ -346,7 +337,10 @@ impl Trainer {
             }
         }
         let matrix = |values: Array<f32>| Matrix::new(values.into_storage(), DType::F32, n, d);
-        let weights = Weights::new(matrix(w_enc)?, b_enc, matrix(w_dec)?, b_dec);
+        let mut weights = Weights::new(matrix(w_enc)?, b_enc, matrix(w_dec)?, b_dec);
+        if self.options.recipe.competes_over_batch() {
+            weights.threshold = Some(try_vec(progress.threshold.value(), n)?);
+        }
         let mut spec = self.options.spec();
         // What is measured of normalised rows is not what others would measure of the inputs.
         let fvu = progress.reference.fvu.filter(|_| spec.normalization == Normalization::None);
@@ -386,7 +380,7 @@ fn scale_rows(rows: &mut [f32], d: usize, scale: impl Fn(usize) -> f64) {
 /// What a batch's sums say, before a step is made.
 fn statistics(sums: &BatchSums, options: &TrainOptions, progress: &Progress) -> StepStats {
     let tokens = sums.tokens.max(1) as f64;
-    let mse = sums.squared_error / (tokens * options.d as f64 * progress.normalizer);
+    let mse = sums.reconstruction / (tokens * options.d as f64 * progress.normalizer);
     StepStats {
         step: progress.step,
         applied: false,
@@ -397,6 +391,7 @@ fn statistics(sums: &BatchSums, options: &TrainOptions, progress: &Progress) -> 
         loss: mse + sums.aux_loss,
         mse,
         aux: sums.aux_loss,
+        sparsity: 0.0,
         fvu: if sums.squared_deviation > 0.0 { sums.squared_error / sums.squared_deviation } else { 0.0 },
         l0: sums.active as f64 / tokens,
         dead: sums.dead,

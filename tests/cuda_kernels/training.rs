@@ -15,7 +15,7 @@ use crate::encode::same;
 use crate::rig::{FeatureMemory, Memory, Rig, Route, at, at_mut, launch, round_up};
 
 const LOSS: LossParameters =
-    LossParameters { normalizer: 1.7, aux_coefficient: 0.25, fired: 1e-3, dead_after_tokens: 5000 };
+    LossParameters { k: 0, normalizer: 1.7, aux_coefficient: 0.25, fired: 1e-3, dead_after_tokens: 5000 };
 
 /// Everything kept of the three parameters that latents have.
 struct Run {
@@ -38,8 +38,8 @@ proptest! {
     ) {
         let mut numbers = numbers(seed);
         let normalization = if d > 1 { [Normalization::None, Normalization::LayerNorm][normalization] } else { Normalization::None };
-        let shape = TrainingShape { d, n_latents: n, k: k.min(n), k_aux: 0, max_tokens: rows, ema: true, normalization };
-        let mut cpu = CpuTraining::new(shape, Pool::serial(), Kernels::named("scalar").unwrap()).unwrap();
+        let shape = TrainingShape { k_aux: 0, max_tokens: rows, ema: true, normalization, ..TrainingShape::top_k(k.min(n), d, n) };
+        let mut cpu = CpuTraining::new(shape.clone(), Pool::serial(), Kernels::named("scalar").unwrap()).unwrap();
         let mut weights: [Vec<f32>; 4] = [n * d, n, n * d, d].map(|len| (0..len).map(|_| numbers.unit()).collect());
         // One latent that every token has makes a long list.
         if common {

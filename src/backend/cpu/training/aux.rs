@@ -2,12 +2,15 @@
 
 use super::backward::{self, LatentLists};
 use super::dense::Dense;
-use super::forward::{Problem, Reconstruction, squared_deviation};
+use super::forward::{Problem, Reconstruction};
+use super::levels::Levels;
 use super::state::{Gradient, Parameters, State};
+use super::sums::squared_deviation;
 use crate::backend::cpu::encode::Workers;
 use crate::backend::cpu::encoder::Encoder;
 use crate::backend::cpu::rows::Rows;
-use crate::backend::training::{LossParameters, TrainingShape};
+use crate::backend::cpu::select::Selection;
+use crate::backend::training::{LossParameters, Rule, TrainingShape};
 use crate::error::Result;
 use crate::tensor::Array;
 
@@ -21,6 +24,8 @@ const FEW: usize = 4;
 pub(super) struct Aux {
     k: usize,
     rows: usize,
+    /// Whether negative pre-activations count as much.
+    signed: bool,
     fit: Reconstruction,
     dense: Dense,
     /// Dead latents, ascending.
@@ -50,9 +55,11 @@ pub(super) struct Leftovers<'a> {
 impl Aux {
     pub(super) fn new(shape: &TrainingShape, rows: usize) -> Result<Self> {
         let n = shape.n_latents;
-        let fit = Reconstruction::new(rows, shape.d, shape.k_aux)?;
-        let dense = Dense::new(n.min(FEW * shape.k_aux), rows, shape.d)?;
-        Ok(Self { k: shape.k_aux, rows, fit, dense, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)? })
+        let signed = shape.rule == Rule::AbsTopK;
+        let fit = Reconstruction::new(rows, shape.d, shape.k_aux, 1)?;
+        // Dense products are by positive activations alone.
+        let dense = Dense::new(if signed { 0 } else { n.min(FEW * shape.k_aux) }, rows, shape.d)?;
+        Ok(Self { k: shape.k_aux, rows, signed, fit, dense, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)? })
     }
 
     /// Adds AuxK's gradients; `errors` `[T, d]` is what the main codes left of the inputs. Gives the loss.
@@ -91,7 +98,8 @@ impl Aux {
         let squares = if self.dense.holds(dead) {
             self.dense.add(workers, &task, weights, gradient)
         } else {
-            add_sparse(workers, &task, weights, gradient, (&mut self.fit, lists))
+            let selection = if self.signed { Selection::AbsTopK(self.k) } else { Selection::TopK(self.k) };
+            add_sparse(workers, &task, selection, weights, gradient, (&mut self.fit, lists))
         };
         loss.aux_coefficient * squares / deviation
     }
@@ -101,17 +109,20 @@ impl Aux {
 fn add_sparse(
     workers: &Workers<'_>,
     task: &Leftovers<'_>,
+    selection: Selection,
     weights: &Parameters,
     gradient: &mut Gradient,
     (fit, lists): (&mut Reconstruction, &mut LatentLists),
 ) -> f64 {
     let &Leftovers { dead: ids, b_enc, k, inputs, errors, pull, rows } = task;
     let d = weights.b_dec.len();
-    let encoder = Encoder::top_k(Rows::Picked { values: &weights.w_enc, d, ids }, b_enc, k);
+    let rows_of = Rows::Picked { values: &weights.w_enc, d, ids };
+    let encoder = Encoder { selection, ..Encoder::top_k(rows_of, b_enc, k) };
     let mut squares = 0.0;
     for (inputs, targets) in inputs.chunks(rows * d).zip(errors.chunks(rows * d)) {
-        let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec: &weights.w_dec, pull };
-        fit.fit(workers, &problem);
+        let w_dec = &weights.w_dec;
+        let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec, pull, levels: Levels::One };
+        fit.fit(workers, &problem, k);
         squares += fit.squared_error();
         backward::add(workers, &problem, fit, lists, gradient);
     }
@@ -125,7 +136,6 @@ mod tests {
     use crate::backend::cpu::Kernels;
     use crate::backend::cpu::scratch::{Plan, Slots};
     use crate::backend::training::Parameter;
-    use crate::sae::Normalization;
     use crate::tensor::AlignedBytes;
 
     /// Numbers that look random, some of them equal, so that pre-activations tie.
@@ -135,12 +145,12 @@ mod tests {
 
     /// The loss, and all gradients, after two batches, the first of which already touched some of the dead latents.
     fn gradients(shape: &TrainingShape, kernels: Kernels, threads: usize, dense: bool) -> (Vec<f64>, Vec<Vec<f32>>) {
-        let TrainingShape { d, n_latents: n, k_aux, max_tokens, .. } = *shape;
+        let &TrainingShape { d, n_latents: n, k_aux, max_tokens, .. } = shape;
         let pool = Pool::new(threads).unwrap();
         let plan = Plan { d, limit: k_aux, width: 0, tokens: max_tokens, screen: None };
         let mut memory = AlignedBytes::zeroed(plan.bytes() * threads).unwrap();
         let mut state = State::zeroed(shape).unwrap();
-        for (seed, parameter) in Parameter::ALL.into_iter().enumerate() {
+        for (seed, parameter) in Parameter::COMMON.into_iter().enumerate() {
             let values = state.weights.get_mut(parameter);
             let count = values.len();
             values.copy_from_slice(&numbers(seed, count));
@@ -154,8 +164,8 @@ mod tests {
         if !dense {
             aux.dense = Dense::new(0, rows, d).unwrap();
         }
-        let mut lists = LatentLists::new(n, rows * k_aux).unwrap();
-        let loss = LossParameters { normalizer: 1.0, aux_coefficient: 0.5, fired: 0.0, dead_after_tokens: 1 };
+        let mut lists = LatentLists::new(n, rows * k_aux, 1).unwrap();
+        let loss = LossParameters { k: 0, normalizer: 1.0, aux_coefficient: 0.5, fired: 0.0, dead_after_tokens: 1 };
         let losses = [5, 6].map(|seed| {
             let slots = Slots::new(memory.as_mut_slice(), plan);
             let workers = Workers { kernels, pool: &pool, slots: &slots };
@@ -167,14 +177,13 @@ mod tests {
             state.gradient.read(parameter, &mut values);
             values
         };
-        (losses.to_vec(), Parameter::ALL.map(read).to_vec())
+        (losses.to_vec(), Parameter::COMMON.map(read).to_vec())
     }
 
     #[test]
     fn dense_products_give_what_sparse_ones_give() {
         for (tokens, d, n, k_aux) in [(7, 5, 9, 3), (70, 33, 120, 20), (150, 64, 300, 64), (31, 130, 45, 30)] {
-            let normalization = Normalization::None;
-            let shape = TrainingShape { d, n_latents: n, k: 1, k_aux, max_tokens: tokens, ema: false, normalization };
+            let shape = TrainingShape { k_aux, max_tokens: tokens, ..TrainingShape::top_k(1, d, n) };
             let expected = gradients(&shape, Kernels::named("scalar").unwrap(), 1, false);
             assert!(expected.0.iter().all(|loss| *loss > 0.0));
             for kernels in Kernels::all_supported() {

@@ -1,121 +1,18 @@
-//! From a batch to sparse codes, what they leave unexplained, and how the loss pulls at each code.
+//! From rows to sparse codes, what they leave unexplained, and how the loss pulls at each code.
 
-use std::ops::Range;
-
+use super::codes::{Codes, spans};
+use super::levels::Levels;
 use crate::backend::cpu::Kernels;
-use crate::backend::cpu::blocks::{Parts, blocks, for_each};
+use crate::backend::cpu::blocks::{Parts, blocks, for_each, optional};
 use crate::backend::cpu::encode::{Encoded, Job, Workers, encode};
 use crate::backend::cpu::encoder::Encoder;
-use crate::backend::cpu::prepare::{Prepared, normalize_row, read_row};
+use crate::backend::cpu::prepare::Prepared;
 use crate::backend::cpu::rows::Rows;
-use crate::backend::training::{BatchSums, TrainingRows};
-use crate::backend::{Order, Pool};
 use crate::error::Result;
-use crate::sae::Spec;
 use crate::tensor::{Array, try_vec};
 
-/// Rows of a batch that one body reads.
-const ROWS: usize = 16;
-/// Columns that one body sums.
-const COLUMNS: usize = 64;
-
-/// What becomes of a row.
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Fate {
-    #[default]
-    Kept,
-    Masked,
-    NotFinite,
-}
-
-/// The rows of a batch that are trained on.
-pub(super) struct Batch {
-    d: usize,
-    /// `[T, d]`: normalised, b_dec subtracted; rows left out are closed up.
-    pub inputs: Array<f32>,
-    /// `[T, d]`: addends as they are read.
-    scratch: Array<f32>,
-    fates: Vec<Fate>,
-}
-
-impl Batch {
-    pub(super) fn new(max_tokens: usize, d: usize) -> Result<Self> {
-        let size = max_tokens.saturating_mul(d);
-        let scratch = Array::zeroed(max_tokens.div_ceil(ROWS).saturating_mul(d))?;
-        Ok(Self { d, inputs: Array::zeroed(size)?, scratch, fates: try_vec(Fate::Kept, max_tokens)? })
-    }
-
-    /// Reads a batch and counts what is kept and left out.
-    pub(super) fn gather(
-        &mut self,
-        kernels: Kernels,
-        pool: &Pool,
-        rows: &TrainingRows<'_>,
-        spec: &Spec,
-        b_dec: &[f32],
-    ) -> BatchSums {
-        let (d, count) = (self.d, rows.input.x.rows());
-        let mask = |row: usize| rows.mask.as_ref().is_none_or(|mask| mask.element::<i32>(row) != 0);
-        let parts = (
-            blocks(&mut self.inputs[..count * d], ROWS * d),
-            blocks(&mut self.fates[..count], ROWS),
-            blocks(&mut self.scratch[..count.div_ceil(ROWS) * d], d),
-        );
-        for_each(pool, parts, |block, (inputs, fates, scratch)| {
-            for (i, (x, fate)) in inputs.chunks_exact_mut(d).zip(fates).enumerate() {
-                let row = block * ROWS + i;
-                *fate = if !mask(row) {
-                    Fate::Masked
-                } else {
-                    read_row(&rows.input, row, scratch, x);
-                    let prepared = normalize_row(kernels, spec, b_dec, x);
-                    // A square beyond f32 would make scores and gradients infinite, and poison the weights.
-                    let usable = prepared != Prepared::NotFinite && kernels.dot(x, x).is_finite();
-                    if usable { Fate::Kept } else { Fate::NotFinite }
-                };
-            }
-        });
-        let mut sums = BatchSums::default();
-        for row in 0..count {
-            match self.fates[row] {
-                Fate::Kept => {
-                    if sums.tokens != row {
-                        self.inputs.copy_within(row * d..(row + 1) * d, sums.tokens * d);
-                    }
-                    sums.tokens += 1;
-                }
-                Fate::Masked => sums.tokens_masked += 1,
-                Fate::NotFinite => sums.tokens_not_finite += 1,
-            }
-        }
-        sums
-    }
-}
-
-/// Sparse codes of rows.
-pub(super) struct Codes {
-    /// Slots per row.
-    pub width: usize,
-    pub rows: usize,
-    /// `[rows]`: slots in use.
-    pub counts: Array<u32>,
-    /// `[rows, width]`: latents, ascending.
-    pub indices: Array<u32>,
-    /// `[rows, width]`: their activations.
-    pub values: Array<f32>,
-    /// `[rows, width]`: the loss's gradient by each pre-activation.
-    pub pulls: Array<f32>,
-}
-
-impl Codes {
-    /// The slots in use, row by row: where they are in `[rows, width]`.
-    pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (usize, Range<usize>)> {
-        let start = |row: usize| row * self.width;
-        self.counts[..self.rows].iter().enumerate().map(move |(row, &n)| (row, start(row)..start(row) + n as usize))
-    }
-}
-
-/// Rows to encode, and what their codes shall explain. The loss is `pull / 2 · Σ (target − Σ z_i W_dec[i])²`.
+/// Rows to encode, and what their codes shall explain. The loss is `pull / 2 · Σ (target − Σ z_i W_dec[i])²`, summed with
+/// their weights over the levels.
 #[derive(Clone, Copy)]
 pub(super) struct Problem<'a> {
     pub encoder: Encoder<'a>,
@@ -128,6 +25,18 @@ pub(super) struct Problem<'a> {
     /// `[n, d]`.
     pub w_dec: &'a [f32],
     pub pull: f64,
+    pub levels: Levels<'a>,
+}
+
+/// What came of a row.
+#[derive(Clone, Copy, Default)]
+struct Report {
+    /// The square of what is left over.
+    error: f64,
+    /// The weighted sum of the levels' squares.
+    reconstruction: f64,
+    /// Active latents.
+    active: u32,
 }
 
 /// Rows explained by codes.
@@ -136,102 +45,213 @@ pub(super) struct Reconstruction {
     codes: Codes,
     /// `[rows, d]`: target − Σ z_i W_dec[i].
     leftover: Array<f32>,
-    /// `[rows]`: its square.
-    errors: Array<f64>,
+    /// `[rows, levels, d]`, if there are several: for each level the weighted sum of its leftover and those after it.
+    levels: Array<f32>,
+    reports: Vec<Report>,
+}
+
+/// One row's part of a reconstruction, as far as its codes are in use.
+struct Row<'a> {
+    indices: &'a [u32],
+    values: &'a [f32],
+    pulls: &'a mut [f32],
+    leftover: &'a mut [f32],
+    levels: Option<&'a mut [f32]>,
+    report: &'a mut Report,
 }
 
 impl Reconstruction {
-    pub(super) fn new(max_rows: usize, d: usize, width: usize) -> Result<Self> {
-        let slots = max_rows.saturating_mul(width);
+    /// For rows of length `d`, up to `width` codes for each, on average where spans are not all alike.
+    pub(super) fn new(max_rows: usize, d: usize, width: usize, levels: usize) -> Result<Self> {
+        let all_levels = if levels > 1 { levels } else { 0 };
         Ok(Self {
             d,
-            codes: Codes {
-                width,
-                rows: 0,
-                counts: Array::zeroed(max_rows)?,
-                indices: Array::zeroed(slots)?,
-                values: Array::zeroed(slots)?,
-                pulls: Array::zeroed(slots)?,
-            },
+            codes: Codes::new(max_rows, width)?,
             leftover: Array::zeroed(max_rows.saturating_mul(d))?,
-            errors: Array::zeroed(max_rows)?,
+            levels: Array::zeroed(max_rows.saturating_mul(d).saturating_mul(all_levels))?,
+            reports: try_vec(Report::default(), max_rows)?,
         })
     }
 
-    /// Encodes the inputs and explains the targets by the codes.
-    pub(super) fn fit(&mut self, workers: &Workers<'_>, problem: &Problem<'_>) {
-        let &Problem { encoder, ids, inputs, targets, w_dec, pull } = problem;
-        let (d, width, kernels) = (self.d, self.codes.width, workers.kernels);
+    /// Encodes the inputs, up to `width` latents of each, and explains the targets by the codes.
+    pub(super) fn fit(&mut self, workers: &Workers<'_>, problem: &Problem<'_>, width: usize) {
+        let &Problem { encoder, ids, inputs, levels, .. } = problem;
+        let d = encoder.d();
         let rows = inputs.len() / d;
         self.codes.rows = rows;
-        let pull = pull as f32;
-        let w_dec = Rows::F32 { values: w_dec, d };
+        let Codes { starts, counts, indices, values, pulls, .. } = &mut self.codes;
+        let starts = &starts[..=rows];
         let parts = (
-            (
-                blocks(&mut self.codes.counts[..rows], 1),
-                blocks(&mut self.codes.indices[..rows * width], width),
-                blocks(&mut self.codes.values[..rows * width], width),
-                blocks(&mut self.codes.pulls[..rows * width], width),
-            ),
-            blocks(&mut self.leftover[..rows * d], d),
-            blocks(&mut self.errors[..rows], 1),
+            (blocks(&mut counts[..rows], 1), spans(indices, starts), spans(values, starts), spans(pulls, starts)),
+            blocks(&mut self.leftover[..rows * self.d], self.d),
+            several(&mut self.levels, self.d, levels, rows),
+            blocks(&mut self.reports[..rows], 1),
         );
         let prepare = as_given(inputs, d);
-        let explain = |encoded: Encoded<'_>| {
-            let row = encoded.row;
-            // SAFETY: the encoder gives each row once, and there are as many rows as blocks.
-            let ((count, indices, values, pulls), leftover, error) = unsafe { parts.part(row) };
+        let sink = |encoded: Encoded<'_>| {
+            // SAFETY: the encoder gives each row once, and there are as many rows as parts.
+            let ((count, indices, values, pulls), leftover, levels, report) = unsafe { parts.part(encoded.row) };
             let used = encoded.keys.len();
             let (indices, values, pulls) = (&mut indices[..used], &mut values[..used], &mut pulls[..used]);
             count[0] = used as u32;
             for (slot, key) in encoded.keys.iter().enumerate() {
                 let latent = key.index() as u32;
                 indices[slot] = ids.map_or(latent, |ids| ids[latent as usize]);
-                (values[slot], pulls[slot]) = (key.value(), -key.value());
+                values[slot] = key.value();
             }
-            leftover.copy_from_slice(&targets[row * d..(row + 1) * d]);
-            kernels.add_rows_at(leftover, w_dec, indices, pulls);
-            error[0] = f64::from(kernels.dot(leftover, leftover));
-            kernels.dots_at(leftover, w_dec, indices, pulls);
-            pulls.iter_mut().for_each(|dot| *dot *= -pull);
+            let row = Row { indices, values, pulls, leftover, levels, report: &mut report[0] };
+            row.explain(workers.kernels, problem, encoded.row);
         };
-        // Found in this order, they need no sorting unless there were too many.
-        let job = Job { encoder, rows, limit: encoder.limit(width), order: Order::Index, prepare: &prepare };
-        encode(workers, &job, &|encoded, _| explain(encoded));
+        // Found in the order they are wanted in, they need no sorting unless there were too many.
+        let job = Job { encoder, rows, limit: encoder.limit(width), order: levels.order(), prepare: &prepare };
+        encode(workers, &job, &|encoded, _| sink(encoded));
+    }
+
+    /// Explains the targets by codes that are there already.
+    pub(super) fn explain(&mut self, workers: &Workers<'_>, problem: &Problem<'_>) {
+        let Codes { rows, starts, counts, indices, values, pulls } = &mut self.codes;
+        let rows = *rows;
+        let starts = &starts[..=rows];
+        let parts = (
+            (blocks(&mut counts[..rows], 1), spans(indices, starts), spans(values, starts), spans(pulls, starts)),
+            blocks(&mut self.leftover[..rows * self.d], self.d),
+            several(&mut self.levels, self.d, problem.levels, rows),
+            blocks(&mut self.reports[..rows], 1),
+        );
+        for_each(workers.pool, parts, |row, ((count, indices, values, pulls), leftover, levels, report)| {
+            let used = count[0] as usize;
+            let (indices, values, pulls) = (&indices[..used], &values[..used], &mut pulls[..used]);
+            let parts = Row { indices, values, pulls, leftover, levels, report: &mut report[0] };
+            parts.explain(workers.kernels, problem, row);
+        });
     }
 
     pub(super) fn codes(&self) -> &Codes {
         &self.codes
     }
 
+    pub(super) fn codes_mut(&mut self) -> &mut Codes {
+        &mut self.codes
+    }
+
     pub(super) fn leftover(&self) -> &[f32] {
         &self.leftover[..self.codes.rows * self.d]
     }
 
+    /// What the gradients are made of: for each row as many vectors as there are levels.
+    pub(super) fn weighted_leftover(&self, levels: Levels<'_>) -> &[f32] {
+        match levels.count() {
+            1 => self.leftover(),
+            count => &self.levels[..self.codes.rows * count * self.d],
+        }
+    }
+
     pub(super) fn squared_error(&self) -> f64 {
-        self.errors[..self.codes.rows].iter().sum()
+        self.reports[..self.codes.rows].iter().map(|report| report.error).sum()
+    }
+
+    /// What the loss makes of the squared errors of the levels.
+    pub(super) fn reconstruction(&self) -> f64 {
+        self.reports[..self.codes.rows].iter().map(|report| report.reconstruction).sum()
     }
 
     /// Of each row, the norm of what is left over.
     pub(super) fn error_norms(&self) -> impl Iterator<Item = f64> {
-        self.errors[..self.codes.rows].iter().map(|e| e.sqrt())
+        self.reports[..self.codes.rows].iter().map(|report| report.error.sqrt())
     }
 
-    /// How many slots are in use.
+    /// How many latents are active, over all rows.
     pub(super) fn active(&self) -> u64 {
-        self.codes.counts[..self.codes.rows].iter().map(|&n| u64::from(n)).sum()
+        self.reports[..self.codes.rows].iter().map(|report| u64::from(report.active)).sum()
     }
 
-    /// Counts the rows' tokens for latents that did not fire, and starts anew for those that did.
-    pub(super) fn mark_fired(&self, unfired: &mut [u64], threshold: f32) {
-        let Codes { rows, indices, values, .. } = &self.codes;
-        unfired.iter_mut().for_each(|tokens| *tokens = tokens.saturating_add(*rows as u64));
-        for slot in self.codes.used().flat_map(|(_, slots)| slots) {
-            if values[slot] > threshold {
-                unfired[indices[slot] as usize] = 0;
+    /// Starts anew to count the tokens since latents fired, for those that did.
+    pub(super) fn mark_fired(&self, levels: Levels<'_>, unfired: &mut [u64], threshold: f32) {
+        let Codes { indices, values, .. } = &self.codes;
+        for (_, slots) in self.codes.used() {
+            let main = levels.end(levels.main(), &indices[slots.clone()]);
+            for slot in slots.take(main) {
+                if values[slot].abs() > threshold {
+                    unfired[indices[slot] as usize] = 0;
+                }
             }
         }
     }
+}
+
+impl Row<'_> {
+    /// From values to what they leave of the row's target, and how the loss pulls at them.
+    fn explain(self, kernels: Kernels, problem: &Problem<'_>, row: usize) {
+        let Self { indices, values, pulls, leftover, levels, report } = self;
+        let d = leftover.len();
+        let w_dec = Rows::F32 { values: problem.w_dec, d };
+        let pull = problem.pull as f32;
+        leftover.copy_from_slice(&problem.targets[row * d..(row + 1) * d]);
+        pulls.iter_mut().zip(values).for_each(|(pull, z)| *pull = -z);
+        match levels {
+            None => {
+                kernels.add_rows_at(leftover, w_dec, indices, pulls);
+                report.error = f64::from(kernels.dot(leftover, leftover));
+                report.reconstruction = report.error;
+                kernels.dots_at(leftover, w_dec, indices, pulls);
+            }
+            Some(sums) => explain_levels(kernels, problem.levels, w_dec, (indices, pulls), leftover, sums, report),
+        }
+        pulls.iter_mut().for_each(|dot| *dot *= -pull);
+        let main = problem.levels.end(problem.levels.main(), indices);
+        report.active = values[..main].iter().filter(|z| **z != 0.0).count() as u32;
+    }
+}
+
+/// [`Row::explain`] for several reconstructions: `leftover` holds the target, `pulls` the negative values; the pulls become
+/// products with the sums that `sums` is filled with.
+fn explain_levels(
+    kernels: Kernels,
+    levels: Levels<'_>,
+    w_dec: Rows<'_>,
+    (indices, pulls): (&[u32], &mut [f32]),
+    leftover: &mut [f32],
+    sums: &mut [f32],
+    report: &mut Report,
+) {
+    let d = leftover.len();
+    report.reconstruction = 0.0;
+    let mut start = 0;
+    for level in 0..levels.count() {
+        let end = levels.end(level, indices);
+        let (before, rest) = sums.split_at_mut(level * d);
+        let sum = &mut rest[..d];
+        sum.copy_from_slice(if level == 0 { leftover } else { &before[(level - 1) * d..] });
+        kernels.add_rows_at(sum, w_dec, &indices[start..end], &pulls[start..end]);
+        let square = f64::from(kernels.dot(sum, sum));
+        report.reconstruction += f64::from(levels.weight(level)) * square;
+        if level == levels.main() {
+            report.error = square;
+        }
+        start = end;
+    }
+    leftover.copy_from_slice(&sums[levels.main() * d..][..d]);
+    for level in (0..levels.count()).rev() {
+        let (sum, after) = sums[level * d..].split_at_mut(d);
+        sum.iter_mut().for_each(|v| *v *= levels.weight(level));
+        if level + 1 < levels.count() {
+            kernels.axpy(1.0, &after[..d], sum);
+        }
+        let start = if level == 0 { 0 } else { levels.end(level - 1, indices) };
+        let end = levels.end(level, indices);
+        kernels.dots_at(sum, w_dec, &indices[start..end], &mut pulls[start..end]);
+    }
+}
+
+/// The parts of the levels' sums, if there are several.
+fn several<'a>(
+    sums: &'a mut [f32],
+    d: usize,
+    levels: Levels<'_>,
+    rows: usize,
+) -> impl Parts<Part = Option<&'a mut [f32]>> + use<'a> {
+    let (count, size) = (levels.count(), levels.count() * d);
+    optional((count > 1).then(|| blocks(&mut sums[..rows * size], size)), rows)
 }
 
 /// Vectors `[rows, d]` that are prepared already, for [`Job::prepare`].
@@ -240,44 +260,4 @@ pub(super) fn as_given(rows: &[f32], d: usize) -> impl Fn(usize, &mut [f32], &mu
         x.copy_from_slice(&rows[row * d..(row + 1) * d]);
         Prepared::Ready([0.0; 2])
     }
-}
-
-/// `Σ (x − mean_rows(x))²` over `[T, d]`, T at least 1.
-pub(super) fn squared_deviation(pool: &Pool, rows: &[f32], d: usize) -> f64 {
-    let mut sums = vec![0.0f64; d.div_ceil(COLUMNS)];
-    for_each(pool, blocks(&mut sums, 1), |block, sum| {
-        let columns = block * COLUMNS..((block + 1) * COLUMNS).min(d);
-        let mut mean = [0.0f64; COLUMNS];
-        column_sums(rows, d, columns.clone(), &mut mean);
-        let count = (rows.len() / d) as f64;
-        mean.iter_mut().for_each(|m| *m /= count);
-        let mut squares = [0.0f64; COLUMNS];
-        for row in rows.chunks_exact(d) {
-            for ((square, mean), &x) in squares.iter_mut().zip(&mean).zip(&row[columns.clone()]) {
-                *square += (f64::from(x) - mean) * (f64::from(x) - mean);
-            }
-        }
-        sum[0] = squares.iter().sum();
-    });
-    sums.iter().sum()
-}
-
-/// Adds up some columns of `[T, d]`.
-fn column_sums(rows: &[f32], d: usize, columns: std::ops::Range<usize>, sums: &mut [f64; COLUMNS]) {
-    for row in rows.chunks_exact(d) {
-        for (sum, &x) in sums.iter_mut().zip(&row[columns.clone()]) {
-            *sum += f64::from(x);
-        }
-    }
-}
-
-/// `out += factor · Σ_rows x`, over `[T, d]`.
-pub(super) fn add_column_sums(pool: &Pool, rows: &[f32], d: usize, factor: f64, out: &mut [f32]) {
-    for_each(pool, blocks(out, COLUMNS), |block, out| {
-        let mut sums = [0.0f64; COLUMNS];
-        column_sums(rows, d, block * COLUMNS..block * COLUMNS + out.len(), &mut sums);
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out += (factor * sum) as f32;
-        }
-    });
 }

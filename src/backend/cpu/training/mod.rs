@@ -5,12 +5,20 @@
 
 mod aux;
 mod backward;
+mod batch_top_k;
+mod codes;
 mod dense;
 mod forward;
+mod gather;
+mod levels;
 mod optimizer;
 mod state;
+mod sums;
 
-use forward::{Batch, Problem, Reconstruction};
+use batch_top_k::Selector;
+use forward::{Problem, Reconstruction};
+use gather::Batch;
+use levels::Levels;
 use state::{Parameters, State};
 
 use super::Kernels;
@@ -20,9 +28,10 @@ use super::encoder::Encoder;
 use super::rounding::Round;
 use super::rows::Rows;
 use super::scratch::{Plan, ScreenPlan, Slots};
+use super::select::Selection;
 use crate::backend::Pool;
 use crate::backend::training::{
-    BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
+    BatchSums, LossParameters, Parameter, Role, Rule, StepParameters, Training, TrainingRows, TrainingShape,
 };
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::int8::{Int8Rows, PANEL};
@@ -38,6 +47,8 @@ pub struct CpuTraining {
     state: State,
     batch: Batch,
     main: Reconstruction,
+    /// Where latents of all tokens compete.
+    selector: Option<Selector>,
     aux: Option<aux::Aux>,
     lists: backward::LatentLists,
     plan: Plan,
@@ -47,32 +58,37 @@ pub struct CpuTraining {
 impl CpuTraining {
     /// A run with all numbers zero.
     pub fn new(shape: TrainingShape, pool: Pool, kernels: Kernels) -> Result<Self> {
-        let TrainingShape { d, n_latents, k, k_aux, max_tokens, .. } = shape;
+        let &TrainingShape { d, n_latents, k, k_aux, max_tokens, .. } = &shape;
+        let (width, levels) = (shape.rule.width(k, n_latents), shape.rule.levels());
         let aux_rows = aux::ROWS.min(max_tokens);
-        let entries = max_tokens.saturating_mul(k).max(aux_rows.saturating_mul(k_aux));
-        if entries > u32::MAX as usize {
+        let entries = max_tokens.saturating_mul(width).max(aux_rows.saturating_mul(k_aux));
+        if entries.max(max_tokens.saturating_mul(levels)) > u32::MAX as usize {
             return fail!(
                 InvalidArgument,
-                "max_batch_tokens {max_tokens} times k {k} (or {aux_rows} times k_aux {k_aux}) must be below 2^32"
+                "max_batch_tokens {max_tokens} times {width} latents of each (k {k}), or {aux_rows} times k_aux {k_aux}, \
+                 must be below 2^32"
             );
         }
         let mut spec = Spec::new(Architecture::TopK { k }, d, n_latents);
         spec.normalization = shape.normalization;
         let mut state = State::zeroed(&shape)?;
-        let plain = encoder(&shape, &state.weights, None);
+        let plain = encoder(&shape, &state.weights, None, width);
         let screened = kernels.fast_products && plain.can_be_screened() && plain.pays_to_screen();
         if screened {
             state.int8 = Some(Int8Rows::zeroed(n_latents, d)?);
         }
-        let screen = screened.then(|| ScreenPlan::new(d, Some(k)));
-        let plan = Plan { d, limit: k.max(k_aux), width: 0, tokens: max_tokens, screen };
+        let by_batch = matches!(shape.rule, Rule::BatchTopK { .. });
+        let limit = if by_batch { n_latents } else { width }.max(k_aux);
+        let screen = screened.then(|| ScreenPlan::new(d, Some(width)));
+        let plan = Plan { d, limit, width: 0, tokens: max_tokens, screen };
         Ok(Self {
             kernels,
             state,
             batch: Batch::new(max_tokens, d)?,
-            main: Reconstruction::new(max_tokens, d, k)?,
+            main: Reconstruction::new(max_tokens, d, width, levels)?,
+            selector: by_batch.then(|| Selector::new(max_tokens * k, n_latents)).transpose()?,
             aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows)).transpose()?,
-            lists: backward::LatentLists::new(n_latents, entries)?,
+            lists: backward::LatentLists::new(n_latents, entries, levels)?,
             workers: AlignedBytes::zeroed(plan.bytes().saturating_mul(pool.threads()))?,
             plan,
             pool,
@@ -109,25 +125,29 @@ impl Training for CpuTraining {
             return Ok(sums);
         }
         let d = shape.d;
+        let k = if loss.k == 0 { shape.k } else { loss.k };
         let inputs = &batch.inputs[..sums.tokens * d];
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: *kernels, pool, slots: &slots };
         let problem = Problem {
-            encoder: encoder(shape, &state.weights, state.int8.as_ref()),
+            encoder: encoder(shape, &state.weights, state.int8.as_ref(), shape.rule.width(k, shape.n_latents)),
             ids: None,
             inputs,
             targets: inputs,
             w_dec: &state.weights.w_dec,
             pull: 2.0 / (d as f64 * loss.normalizer),
+            levels: levels(shape, k),
         };
-        main.fit(&workers, &problem);
+        sums.smallest = fit(&workers, &problem, k, main, self.selector.as_mut());
         backward::add(&workers, &problem, main, &mut self.lists, &mut state.gradient);
         backward::add_bias(&workers, &problem, main, &mut state.gradient.sums.b_dec);
         sums.squared_error = main.squared_error();
-        sums.squared_deviation = forward::squared_deviation(pool, inputs, d);
+        sums.reconstruction = main.reconstruction();
+        sums.squared_deviation = sums::squared_deviation(pool, inputs, d);
         sums.active = main.active();
 
-        main.mark_fired(&mut state.unfired, loss.fired);
+        state.unfired.iter_mut().for_each(|tokens| *tokens = tokens.saturating_add(sums.tokens as u64));
+        main.mark_fired(problem.levels, &mut state.unfired, loss.fired);
         sums.dead = dead(&state.unfired, loss);
         if let Some(aux) = &mut self.aux {
             sums.aux_loss = aux.add(&workers, state, &mut self.lists, inputs, main.leftover(), loss);
@@ -139,7 +159,7 @@ impl Training for CpuTraining {
         Ok(optimizer::apply(self.kernels, &self.pool, &mut self.state, self.shape.d, step))
     }
 
-    fn reconstruction_norms(&mut self, rows: &[f32], norms: &mut [f64]) -> Result<()> {
+    fn reconstruction_norms(&mut self, rows: &[f32], k: usize, norms: &mut [f64]) -> Result<()> {
         let weights = &self.state.weights;
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: self.kernels, pool: &self.pool, slots: &slots };
@@ -147,14 +167,20 @@ impl Training for CpuTraining {
         let zeros = &mut self.batch.inputs[..rows.len()];
         zeros.fill(0.0);
         let problem = Problem {
-            encoder: encoder(&self.shape, weights, self.state.int8.as_ref()),
+            encoder: encoder(
+                &self.shape,
+                weights,
+                self.state.int8.as_ref(),
+                self.shape.rule.width(k, self.shape.n_latents),
+            ),
             ids: None,
             inputs: rows,
             targets: zeros,
             w_dec: &weights.w_dec,
             pull: 0.0,
+            levels: levels(&self.shape, k),
         };
-        self.main.fit(&workers, &problem);
+        fit(&workers, &problem, k, &mut self.main, self.selector.as_mut());
         norms.iter_mut().zip(self.main.error_norms()).for_each(|(to, norm)| *to = norm);
         Ok(())
     }
@@ -205,10 +231,46 @@ impl Training for CpuTraining {
     }
 }
 
-/// The encoder as it is now.
-fn encoder<'a>(shape: &TrainingShape, weights: &'a Parameters, int8: Option<&'a Int8Rows>) -> Encoder<'a> {
+/// The encoder as it is now, keeping the `width` largest of a token.
+fn encoder<'a>(
+    shape: &TrainingShape,
+    weights: &'a Parameters,
+    int8: Option<&'a Int8Rows>,
+    width: usize,
+) -> Encoder<'a> {
     let rows = Rows::F32 { values: &weights.w_enc, d: shape.d };
-    Encoder::top_k(rows, &weights.b_enc, shape.k).screened(int8)
+    let plain = Encoder::top_k(rows, &weights.b_enc, width).screened(int8);
+    match shape.rule {
+        Rule::AbsTopK => Encoder { selection: Selection::AbsTopK(width), ..plain },
+        Rule::TopK | Rule::MultiTopK | Rule::BatchTopK { .. } => plain,
+    }
+}
+
+/// The reconstructions that the loss is of.
+fn levels(shape: &TrainingShape, k: usize) -> Levels<'_> {
+    match &shape.rule {
+        Rule::BatchTopK { levels } if levels.len() > 1 => Levels::ByIndex(levels),
+        Rule::MultiTopK => Levels::ByRank(k),
+        Rule::TopK | Rule::AbsTopK | Rule::BatchTopK { .. } => Levels::One,
+    }
+}
+
+/// Encodes and explains; `k` latents of each token are kept. Gives the smallest activation where the batch chooses.
+fn fit(
+    workers: &Workers<'_>,
+    problem: &Problem<'_>,
+    k: usize,
+    main: &mut Reconstruction,
+    selector: Option<&mut Selector>,
+) -> Option<f32> {
+    let Some(selector) = selector else {
+        main.fit(workers, problem, usize::MAX);
+        return None;
+    };
+    let kept = problem.inputs.len() / problem.encoder.d() * k;
+    let smallest = selector.select(workers, &problem.encoder, problem.inputs, kept, main.codes_mut());
+    main.explain(workers, problem);
+    smallest
 }
 
 /// How many latents are dead.

@@ -26,7 +26,7 @@ pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, 
     let adam = Adam::new(step, mean * clip);
     let State { weights, first_moment, second_moment, ema, int8, gradient, measures, .. } = state;
     let Gradient { sums, touched } = gradient;
-    for parameter in Parameter::ALL {
+    for parameter in Parameter::COMMON {
         let g = sums.get(parameter);
         let count = g.len().div_ceil(ROWS * d);
         let bytes = int8.as_mut().filter(|_| parameter == Parameter::WEnc).map(panels);

@@ -1,19 +1,26 @@
 //! What every backend does for a trainer. The trainer keeps the policy: options, schedule, statistics, files; the backend
 //! keeps the numbers, wherever it likes, and is asked for them only to save or export.
 
+mod rule;
+
 use super::Input;
 use crate::error::Result;
 use crate::sae::Normalization;
 use crate::tensor::Tensor;
 
+pub use rule::{Level, MULTI_FACTOR, MULTI_WEIGHT, Rule};
+
 /// The sizes of a run; a backend's memory follows from them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TrainingShape {
+    /// From scores to activations and losses.
+    pub rule: Rule,
     /// Width of the activations.
     pub d: usize,
     /// Number of latents.
     pub n_latents: usize,
-    /// Latents kept per token.
+    /// The most latents kept per token at any time of the run, on average where the batch chooses; of no meaning to rules
+    /// that count none.
     pub k: usize,
     /// Dead latents used per token by AuxK; 0 without AuxK.
     pub k_aux: usize,
@@ -23,6 +30,19 @@ pub struct TrainingShape {
     pub ema: bool,
     /// What is done to activations first.
     pub normalization: Normalization,
+}
+
+impl TrainingShape {
+    /// A run by TopK for one token at a time, without AuxK, moving average or normalisation.
+    pub fn top_k(k: usize, d: usize, n_latents: usize) -> Self {
+        let normalization = Normalization::None;
+        Self { rule: Rule::TopK, d, n_latents, k, k_aux: 0, max_tokens: 1, ema: false, normalization }
+    }
+
+    /// What is trained, in the order in which it is stored.
+    pub fn parameters(&self) -> impl Iterator<Item = Parameter> + use<> {
+        Parameter::COMMON.into_iter().chain(self.rule.parameters().iter().copied())
+    }
 }
 
 /// What is trained.
@@ -39,8 +59,8 @@ pub enum Parameter {
 }
 
 impl Parameter {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::WEnc, Self::BEnc, Self::WDec, Self::BDec];
+    /// What every run has.
+    pub const COMMON: [Self; 4] = [Self::WEnc, Self::BEnc, Self::WDec, Self::BDec];
 
     /// Its name in the field.
     pub fn name(self) -> &'static str {
@@ -90,6 +110,8 @@ pub struct TrainingRows<'a> {
 /// The constants of the losses.
 #[derive(Clone, Copy, Debug)]
 pub struct LossParameters {
+    /// Latents kept per token now. 0: as many as the shape has.
+    pub k: usize,
     /// By what the mean squared error is divided.
     pub normalizer: f64,
     /// AuxK's coefficient.
@@ -111,6 +133,8 @@ pub struct BatchSums {
     pub tokens_not_finite: usize,
     /// `Σ (x̂ − x)²`.
     pub squared_error: f64,
+    /// What the loss makes of it: the same, but for rules with several reconstructions, whose squares are weighted.
+    pub reconstruction: f64,
     /// `Σ (x − mean_rows(x))²`.
     pub squared_deviation: f64,
     /// `α · Σ (ê − e)² / Σ (e − mean_rows(e))²`, or 0.
@@ -119,6 +143,8 @@ pub struct BatchSums {
     pub active: u64,
     /// Latents that are dead now.
     pub dead: usize,
+    /// The smallest activation that was kept; only where the batch chooses, and if any was.
+    pub smallest: Option<f32>,
 }
 
 /// The constants of an optimizer step.
@@ -155,8 +181,9 @@ pub trait Training: Send {
     /// moment then would.
     fn apply(&mut self, step: &StepParameters) -> Result<f64>;
 
-    /// `‖Σ z_i W_dec[i]‖` of each of `rows` `[R, d]`, already centred, into `norms` `[R]`; R is at most the shape's tokens.
-    fn reconstruction_norms(&mut self, rows: &[f32], norms: &mut [f64]) -> Result<()>;
+    /// `‖Σ z_i W_dec[i]‖` of each of `rows` `[R, d]`, already centred, into `norms` `[R]`, where `k` latents are kept; R is at
+    /// most the shape's tokens.
+    fn reconstruction_norms(&mut self, rows: &[f32], k: usize, norms: &mut [f64]) -> Result<()>;
 
     /// Copies a tensor of the run out.
     fn read(&self, role: Role, parameter: Parameter, out: &mut [f32]) -> Result<()>;

@@ -1,0 +1,141 @@
+//! The `k · T` largest scores of a batch.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::codes::Codes;
+use super::forward::as_given;
+use crate::backend::Order;
+use crate::backend::cpu::encode::{Job, Workers, encode};
+use crate::backend::cpu::encoder::Encoder;
+use crate::backend::cpu::select::Selection;
+use crate::error::Result;
+use crate::tensor::Array;
+
+/// What the smallest kept score of a batch is multiplied by to guess which scores of the next cannot matter.
+const GUESS: f32 = 0.9;
+
+/// A score of the batch.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Candidate {
+    /// The row above, the latent below.
+    place: u64,
+    score: f32,
+    unused: u32,
+}
+
+/// Memory for the largest scores of a batch.
+pub(super) struct Selector {
+    candidates: Array<Candidate>,
+    /// `[n]`: what scores must exceed to be looked at.
+    floors: Array<f32>,
+}
+
+impl Selector {
+    /// To keep up to `most` scores.
+    pub(super) fn new(most: usize, n_latents: usize) -> Result<Self> {
+        // Room to gather as many again before the smaller half is dropped.
+        Ok(Self { candidates: Array::zeroed(most.saturating_mul(2))?, floors: Array::zeroed(n_latents)? })
+    }
+
+    /// Makes codes of the `kept` largest positive scores; of equals those of earlier rows, then of lower latents. Gives the
+    /// smallest of them, if there are any.
+    pub(super) fn select(
+        &mut self,
+        workers: &Workers<'_>,
+        encoder: &Encoder<'_>,
+        inputs: &[f32],
+        kept: usize,
+        codes: &mut Codes,
+    ) -> Option<f32> {
+        let encoder = Encoder { selection: Selection::All, ..*encoder };
+        // What is surely too small is not even gathered. Should the guess prove too high, nothing is taken for granted.
+        let guess = self.floors[0];
+        let Self { candidates, floors } = self;
+        let guessed = Encoder { threshold: Some(floors), ..encoder };
+        let mut found = if guess > 0.0 { gather(workers, &guessed, inputs, kept, candidates) } else { 0 };
+        if found < kept {
+            found = gather(workers, &Encoder { int8: None, ..encoder }, inputs, kept, candidates);
+        }
+        let winners = &mut candidates[..found];
+        let smallest = winners.iter().map(|candidate| candidate.score).min_by(f32::total_cmp);
+        winners.sort_unstable_by_key(|candidate| candidate.place);
+        floors.fill(smallest.filter(|_| found == kept).map_or(0.0, |smallest| GUESS * smallest));
+        list(winners, inputs.len() / encoder.d(), codes);
+        smallest
+    }
+}
+
+/// Brings the largest scores together, in no order; tells how many.
+fn gather(
+    workers: &Workers<'_>,
+    encoder: &Encoder<'_>,
+    inputs: &[f32],
+    kept: usize,
+    candidates: &mut [Candidate],
+) -> usize {
+    let d = encoder.d();
+    let largest = Mutex::new(Largest { candidates, len: 0, kept, floor: 0.0 });
+    let prepare = as_given(inputs, d);
+    let limit = encoder.limit(usize::MAX);
+    let job = Job { encoder: *encoder, rows: inputs.len() / d, limit, order: Order::Index, prepare: &prepare };
+    encode(workers, &job, &|encoded, _| {
+        let mut largest = largest.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in encoded.keys.iter() {
+            let place = (encoded.row as u64) << 32 | key.index() as u64;
+            largest.push(Candidate { place, score: key.value(), unused: 0 });
+        }
+    });
+    let mut largest = largest.into_inner().unwrap_or_else(PoisonError::into_inner);
+    largest.sweep();
+    largest.len
+}
+
+/// The largest of a stream. They do not depend on its order.
+struct Largest<'a> {
+    candidates: &'a mut [Candidate],
+    len: usize,
+    kept: usize,
+    /// Smaller scores are not among them.
+    floor: f32,
+}
+
+impl Largest<'_> {
+    fn push(&mut self, candidate: Candidate) {
+        if candidate.score < self.floor {
+            return;
+        }
+        if self.len == self.candidates.len() {
+            self.sweep();
+        }
+        self.candidates[self.len] = candidate;
+        self.len += 1;
+    }
+
+    /// Drops all but the largest.
+    fn sweep(&mut self) {
+        if self.len > self.kept {
+            let all = &mut self.candidates[..self.len];
+            let order = |a: &Candidate, b: &Candidate| b.score.total_cmp(&a.score).then(a.place.cmp(&b.place));
+            let (_, last, _) = all.select_nth_unstable_by(self.kept - 1, order);
+            self.floor = last.score;
+            self.len = self.kept;
+        }
+    }
+}
+
+/// Candidates in the order of their places, as codes.
+fn list(winners: &[Candidate], rows: usize, codes: &mut Codes) {
+    codes.rows = rows;
+    codes.counts[..rows].fill(0);
+    for (slot, winner) in winners.iter().enumerate() {
+        codes.counts[(winner.place >> 32) as usize] += 1;
+        (codes.indices[slot], codes.values[slot]) = (winner.place as u32, winner.score);
+    }
+    let mut end = 0;
+    for row in 0..rows {
+        codes.starts[row] = end;
+        end += codes.counts[row];
+    }
+    codes.starts[rows] = end;
+}

@@ -1,0 +1,77 @@
+//! Sparse codes of rows, as lists of slots.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::backend::cpu::blocks::Parts;
+use crate::error::Result;
+use crate::tensor::Array;
+
+/// Sparse codes of rows. Each row has a span of slots, of which it uses the first.
+pub(super) struct Codes {
+    pub rows: usize,
+    /// `[rows + 1]`: where each row's span starts.
+    pub starts: Array<u32>,
+    /// `[rows]`: slots in use.
+    pub counts: Array<u32>,
+    /// Latents.
+    pub indices: Array<u32>,
+    /// Their activations.
+    pub values: Array<f32>,
+    /// The loss's gradient by each score.
+    pub pulls: Array<f32>,
+}
+
+impl Codes {
+    /// For rows with spans of `width` slots each.
+    pub(super) fn new(max_rows: usize, width: usize) -> Result<Self> {
+        let slots = max_rows.saturating_mul(width);
+        let mut starts = Array::<u32>::zeroed(max_rows + 1)?;
+        starts.iter_mut().enumerate().for_each(|(row, start)| *start = (row * width) as u32);
+        Ok(Self {
+            rows: 0,
+            starts,
+            counts: Array::zeroed(max_rows)?,
+            indices: Array::zeroed(slots)?,
+            values: Array::zeroed(slots)?,
+            pulls: Array::zeroed(slots)?,
+        })
+    }
+
+    /// The slots in use, row by row.
+    pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (usize, Range<usize>)> {
+        let counts = self.counts[..self.rows].iter().enumerate();
+        counts.map(|(row, &n)| (row, self.starts[row] as usize..self.starts[row] as usize + n as usize))
+    }
+}
+
+/// An array cut into the spans of rows, for [`for_each`](crate::backend::cpu::blocks::for_each).
+pub(super) struct Spans<'a, T> {
+    data: *mut T,
+    starts: &'a [u32],
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+/// Cuts an array into the spans between `starts`, one fewer than there are of those.
+pub(super) fn spans<'a, T>(data: &'a mut [T], starts: &'a [u32]) -> Spans<'a, T> {
+    assert!(starts.is_sorted() && starts.last().is_none_or(|&end| end as usize <= data.len()));
+    Spans { data: data.as_mut_ptr(), starts, borrow: PhantomData }
+}
+
+// SAFETY: it stands for `&mut [T]`, whose parts go to one thread each.
+unsafe impl<T: Send> Sync for Spans<'_, T> {}
+
+// SAFETY: starts ascend, so spans are disjoint ranges of one slice.
+unsafe impl<'a, T: Send> Parts for Spans<'a, T> {
+    type Part = &'a mut [T];
+
+    fn count(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
+    unsafe fn part(&self, i: usize) -> &'a mut [T] {
+        let (start, end) = (self.starts[i] as usize, self.starts[i + 1] as usize);
+        // SAFETY: within the slice borrowed for 'a, as `spans` checked; not in use by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), end - start) }
+    }
+}

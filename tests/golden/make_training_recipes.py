@@ -1,0 +1,258 @@
+"""Makes tests/golden/training_recipes/RECIPE.safetensors: twenty steps of each recipe in float64, as plainly as PyTorch allows.
+
+    python make_training_recipes.py
+
+A recipe here is its loss alone; autograd makes the gradients, and the step after it is that of make_training.py. Before any of it,
+losses and gradients are held against the recipes' own libraries where those have trainers. Saved are the start, the batches
+(float32), the end, the moving average, and what each step reported; nothing is shared with the library.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import normalize
+
+D, N, K, K_AUX, T, STEPS = 16, 64, 4, 8, 48, 20
+DEAD_AFTER = 5 * T
+ALPHA, LR, CLIP, EMA_DECAY = 1 / 32, 2e-3, 0.15, 0.9
+BETA1, BETA2, EPSILON = 0.9, 0.999, 6.25e-10
+PREFIXES, PREFIX_WEIGHTS = [8, 24, 64], [0.5, 2.0, 1.0]
+F64 = torch.float64
+
+
+def data(rows: int, d: int, seed: int) -> torch.Tensor:
+    """Sparse sums of fixed directions, an offset, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, dtype=F64, generator=generator)
+    directions, offset = normalize(draw(40, d), dim=1), draw(d)
+    chance = torch.Generator().manual_seed(100)  # the same features for every seed
+    strength = torch.rand(rows, 40, dtype=F64, generator=chance) * (torch.rand(rows, 40, generator=chance) < 0.1)
+    return (strength @ directions * 4 + offset + 0.05 * draw(rows, d)).float().double()
+
+
+def start(recipe: str) -> dict[str, torch.Tensor]:
+    """Weights of which the second half of the latents hardly fires."""
+    generator = torch.Generator().manual_seed(7)
+    w_dec = normalize(torch.randn(N, D, dtype=F64, generator=generator), dim=1)
+    w_enc, b_enc = 0.6 * w_dec, torch.zeros(N, dtype=F64)
+    if recipe == "abs_top_k":
+        w_enc[N // 2 :] *= 0.02
+    elif recipe in ("top_k", "multi_top_k", "batch_top_k", "matryoshka"):
+        b_enc[N // 2 :] = -2.0
+    weights = {"W_enc": w_enc, "b_enc": b_enc, "W_dec": w_dec, "b_dec": data(T, D, 1).mean(0)}
+    weights = {name: value.float().double() for name, value in weights.items()}
+    weights["W_dec"] = normalize(weights["W_dec"], dim=1).float().double()
+    return weights
+
+
+class Batch:
+    """What a loss is computed from: the input, pre-activations, which latents are dead."""
+
+    def __init__(self, x: torch.Tensor, weights: dict, normalizer: float):
+        self.x, self.w = x, weights
+        self.variance = normalizer * x.shape[1]  # of the whole vector
+        self.h = (x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"]
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return z @ self.w["W_dec"] + self.w["b_dec"]
+
+    def square(self, x_hat: torch.Tensor) -> torch.Tensor:
+        return ((x_hat - self.x) ** 2).sum(1).mean() / self.variance
+
+
+def keep(h: torch.Tensor, k: int, rank: torch.Tensor | None = None) -> torch.Tensor:
+    """h where it is among the k largest of its row, by another rank if there is one."""
+    chosen = torch.topk(h if rank is None else rank, k, dim=1).indices
+    return torch.zeros_like(h).scatter(1, chosen, h.gather(1, chosen))
+
+
+def keep_of_batch(h: torch.Tensor, k: int) -> torch.Tensor:
+    h = torch.relu(h)
+    chosen = torch.topk(h.flatten(), k * len(h)).indices
+    return torch.zeros_like(h).flatten().scatter(0, chosen, h.flatten()[chosen]).reshape(h.shape)
+
+
+# Each gives the activations, the reconstruction that stands for the SAE, and the parts of the loss without AuxK.
+
+
+def top_k(b: Batch):
+    z = torch.relu(keep(b.h, K))
+    return z, b.decode(z), {"mse": b.square(b.decode(z))}
+
+
+def multi_top_k(b: Batch):
+    z, many = torch.relu(keep(b.h, K)), torch.relu(keep(b.h, 4 * K))
+    return z, b.decode(z), {"mse": b.square(b.decode(z)) + b.square(b.decode(many)) / 8}
+
+
+def abs_top_k(b: Batch):
+    z = keep(b.h, K, b.h.abs())
+    return z, b.decode(z), {"mse": b.square(b.decode(z))}
+
+
+def batch_top_k(b: Batch):
+    z = keep_of_batch(b.h, K)
+    return z, b.decode(z), {"mse": b.square(b.decode(z))}
+
+
+def matryoshka(b: Batch):
+    z = keep_of_batch(b.h, K)
+    parts = []
+    for prefix, weight in zip(PREFIXES, PREFIX_WEIGHTS):
+        parts.append(weight * b.square(z[:, :prefix] @ b.w["W_dec"][:prefix] + b.w["b_dec"]))
+    return z, b.decode(z), {"mse": sum(parts)}
+
+
+RECIPES = {f.__name__: f for f in (top_k, multi_top_k, abs_top_k, batch_top_k, matryoshka)}
+WITH_AUX = {"top_k", "multi_top_k", "abs_top_k", "batch_top_k", "matryoshka"}
+
+
+def aux_k(recipe: str, b: Batch, x_hat: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+    if not dead.any():
+        return torch.zeros((), dtype=F64)
+    e, k = (b.x - x_hat).detach(), min(K_AUX, int(dead.sum()))
+    if recipe == "abs_top_k":
+        a = keep(b.h, k, b.h.abs().masked_fill(~dead, -1)) * dead
+    else:
+        a = torch.relu(keep(b.h, k, b.h.masked_fill(~dead, -torch.inf)) * dead)
+    return ALPHA * ((a @ b.w["W_dec"] - e) ** 2).mean() / ((e - e.mean(0)) ** 2).mean()
+
+
+def train(recipe: str) -> dict[str, torch.Tensor]:
+    first_weights = start(recipe)
+    batches = data(STEPS * T, D, 1).reshape(STEPS, T, D)
+    sample = batches.reshape(-1, D)
+    normalizer = ((sample - sample.mean(0)) ** 2).mean().item()
+    weights = {name: value.clone().requires_grad_() for name, value in first_weights.items()}
+    zeros = lambda: {name: torch.zeros_like(value) for name, value in first_weights.items()}
+    first, second, ema = zeros(), zeros(), zeros()
+    unfired = torch.zeros(N, dtype=torch.int64)
+    reports, smallest = [], []
+    for step in range(1, STEPS + 1):
+        batch = Batch(batches[step - 1], weights, normalizer)
+        z, x_hat, parts = RECIPES[recipe](batch)
+        unfired = torch.where((z.abs() > 1e-3).any(0), 0, unfired + T)
+        dead = unfired >= DEAD_AFTER
+        if recipe in WITH_AUX:
+            parts["aux"] = aux_k(recipe, batch, x_hat, dead)
+        for value in weights.values():
+            value.grad = None
+        sum(parts.values()).backward()
+        with torch.no_grad():
+            grads = {name: value.grad for name, value in weights.items()}
+            rows = weights["W_dec"]
+            grads["W_dec"] -= (grads["W_dec"] * rows).sum(1, keepdim=True) * rows
+            norm = torch.sqrt(sum((g**2).sum() for g in grads.values()))
+            scale = min(1.0, CLIP / (norm.item() + 1e-6))
+            for name, value in weights.items():
+                ema[name].mul_(EMA_DECAY).add_(value, alpha=1 - EMA_DECAY)
+                g = grads[name] * scale
+                first[name] = BETA1 * first[name] + (1 - BETA1) * g
+                second[name] = BETA2 * second[name] + (1 - BETA2) * g**2
+                root = torch.sqrt(second[name] / (1 - BETA2**step))
+                value -= LR * (first[name] / (1 - BETA1**step)) / (root + EPSILON)
+            rows /= rows.norm(dim=1, keepdim=True)
+        fvu = ((x_hat - batch.x) ** 2).sum() / ((batch.x - batch.x.mean(0)) ** 2).sum()
+        part = lambda name: parts.get(name, torch.zeros(())).item()
+        l0 = (z != 0).sum(1).double().mean().item()
+        reports.append([part("mse"), part("aux"), part("sparsity"), fvu.item(), l0, dead.sum().item(), norm.item()])
+        smallest.append(z[z > 0].min().item())
+    # The comparison means something only with every part of the loss alive, dead latents, and gradients that are clipped.
+    alive = torch.tensor(reports) > 0
+    assert (alive[:, 1].sum() > 10) == ("aux" in parts) and (alive[:, 2].sum() > 10) == ("sparsity" in parts), recipe
+    assert alive[:, 0].all() and sum(r[6] > CLIP for r in reports) > 10, (recipe, reports)
+    print("{:12s} mse {:.4f} → {:.4f}  aux {:.5f}  sparsity {:.4f}  l0 {:.2f}  dead {:.0f}  |grad| {:.3f}".format(
+        recipe, reports[0][0], *reports[-1][:3], *reports[-1][4:]))
+    for value in ema.values():
+        value /= 1 - EMA_DECAY**STEPS
+    ema["W_dec"] /= ema["W_dec"].norm(dim=1, keepdim=True)
+    out = {"batches": batches.float(), "reports": torch.tensor(reports, dtype=F64), "smallest": torch.tensor(smallest, dtype=F64)}
+    out |= {f"start.{name}": value.float() for name, value in first_weights.items()}
+    out |= {f"end.{name}": value.detach() for name, value in weights.items()}
+    out |= {f"ema.{name}": value for name, value in ema.items()}
+    return out
+
+
+def gradients(recipe: str, x: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss without AuxK and its gradients at the start, not divided by the variance."""
+    weights = {name: value.clone().requires_grad_() for name, value in start(recipe).items()}
+    loss = sum(RECIPES[recipe](Batch(x, weights, 1 / D))[2].values())
+    loss.backward()
+    return loss.item(), {name: value.grad for name, value in weights.items()}
+
+
+def agree(what: str, ours: tuple, loss: float, theirs: dict[str, torch.Tensor]) -> None:
+    assert abs(ours[0] - loss) < 1e-9 * abs(loss), (what, ours[0], loss)
+    for name, value in theirs.items():
+        gap = (ours[1][name] - value).norm() / value.norm()
+        assert value.norm() > 0 and gap < 1e-9, (what, name, gap)
+    print(f"{what}: loss and gradients agree")
+
+
+def hold_against_dictionary_learning() -> None:
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
+
+    x, at = data(T, D, 1), start("matryoshka")
+    common = {"steps": 9, "warmup_steps": 0, "activation_dim": D, "dict_size": N, "k": K, "layer": 0, "lm_name": "", "device": "cpu"}
+    trainer = BatchTopKTrainer(**common)
+    trainer.ae.double()
+    with torch.no_grad():
+        trainer.ae.encoder.weight.copy_(at["W_enc"]), trainer.ae.encoder.bias.copy_(at["b_enc"])
+        trainer.ae.decoder.weight.copy_(at["W_dec"].T), trainer.ae.b_dec.copy_(at["b_dec"])
+    loss = trainer.loss(x, step=0)
+    loss.backward()
+    theirs = {"W_enc": trainer.ae.encoder.weight.grad, "b_enc": trainer.ae.encoder.bias.grad}
+    theirs |= {"W_dec": trainer.ae.decoder.weight.grad.T, "b_dec": trainer.ae.b_dec.grad}
+    agree("dictionary_learning's BatchTopK", gradients("batch_top_k", x), loss.item(), theirs)
+
+    sizes = [b - a for a, b in zip([0, *PREFIXES], PREFIXES)]
+    trainer = MatryoshkaBatchTopKTrainer(
+        **common, group_fractions=[size / N for size in sizes], group_weights=[len(sizes) * w for w in PREFIX_WEIGHTS]
+    )  # its loss is the mean over groups, ours the sum
+    trainer.ae.double()
+    with torch.no_grad():
+        trainer.ae.W_enc.copy_(at["W_enc"].T), trainer.ae.b_enc.copy_(at["b_enc"])
+        trainer.ae.W_dec.copy_(at["W_dec"]), trainer.ae.b_dec.copy_(at["b_dec"])
+    loss = trainer.loss(x, step=0)
+    loss.backward()
+    theirs = {"W_enc": trainer.ae.W_enc.grad.T, "b_enc": trainer.ae.b_enc.grad}
+    theirs |= {"W_dec": trainer.ae.W_dec.grad, "b_dec": trainer.ae.b_dec.grad}
+    agree("dictionary_learning's Matryoshka", gradients("matryoshka", x), loss.item(), theirs)
+
+
+def hold_against_sparsify() -> None:
+    """Its gradients reach the decoder alone, whatever the loss."""
+    import sparsify.sparse_coder
+    from sparsify import SparseCoder, SparseCoderConfig
+    from sparsify.utils import eager_decode
+
+    sparsify.sparse_coder.decoder_impl = eager_decode  # its own, for machines without a GPU
+    x, at = data(T, D, 1), start("multi_top_k")
+    coder = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K, multi_topk=True), dtype=F64)
+    with torch.no_grad():
+        coder.encoder.weight.copy_(at["W_enc"]), coder.encoder.bias.copy_(at["b_enc"])
+        coder.W_dec.copy_(at["W_dec"]), coder.b_dec.copy_(at["b_dec"])
+    out = coder(x)
+    loss = (out.fvu + out.multi_topk_fvu / 8) * ((x - x.mean(0)) ** 2).sum() / T
+    loss.backward()
+    agree("sparsify's Multi-TopK", gradients("multi_top_k", x), loss.item(), {"W_dec": coder.W_dec.grad})
+
+
+def hold_against_saelens() -> None:
+    from sae_lens.saes.abstopk_sae import AbsTopK
+
+    h = Batch(data(T, D, 1), start("abs_top_k"), 1).h
+    assert torch.equal(AbsTopK(K)(h), keep(h, K, h.abs()))
+
+
+if __name__ == "__main__":
+    hold_against_dictionary_learning()
+    hold_against_sparsify()
+    hold_against_saelens()
+    out = Path(__file__).parent / "training_recipes"
+    out.mkdir(exist_ok=True)
+    for recipe in RECIPES:
+        if recipe != "top_k":  # make_training.py's
+            save_file(train(recipe), out / f"{recipe}.safetensors")
