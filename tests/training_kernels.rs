@@ -44,7 +44,7 @@ fn run([count, d, n, k, k_aux]: [usize; 5], normalization: Normalization, kernel
     let mut backend = CpuTraining::new(shape, Pool::new(threads).unwrap(), kernels).unwrap();
     let mut number = numbers((count * 31 + d * 7 + n) as u64);
     for parameter in Parameter::COMMON {
-        let mut values: Vec<f32> = (0..parameter.dims(n, d).iter().product()).map(|_| number()).collect();
+        let mut values: Vec<f32> = (0..TrainingShape::top_k(1, d, n).len(parameter)).map(|_| number()).collect();
         if n > 5 && values.len() == n * d {
             // Twins, and a row of zeros.
             values.copy_within(2 * d..3 * d, 4 * d);
@@ -53,12 +53,19 @@ fn run([count, d, n, k, k_aux]: [usize; 5], normalization: Normalization, kernel
         backend.write(Role::Weight, parameter, &values).unwrap();
     }
     backend.write_unfired(&(0..n as u64).map(|i| i % 3 * 500).collect::<Vec<_>>()).unwrap();
-    let loss = LossParameters { k: 0, normalizer: 1.3, aux_coefficient: 0.25, fired: 1e-3, dead_after_tokens: 900 };
+    let loss = LossParameters {
+        k: 0,
+        normalizer: 1.3,
+        aux_coefficient: 0.25,
+        sparsity_coefficient: 0.0,
+        fired: 1e-3,
+        dead_after_tokens: 900,
+    };
     let (mut sums, mut norms) = (Vec::new(), Vec::new());
     for step in 1..=4 {
         let x = rows(count, d, &mut number);
         let input = Input::from(Tensor::new(&x, &[count, d]).unwrap());
-        sums.push(backend.accumulate(&TrainingRows { input, mask: None }, &loss).unwrap());
+        sums.push(backend.accumulate(&TrainingRows::from(input), &loss).unwrap());
         let step = StepParameters {
             tokens: sums.last().unwrap().tokens as u64,
             step,
@@ -74,7 +81,7 @@ fn run([count, d, n, k, k_aux]: [usize; 5], normalization: Normalization, kernel
     let mut kept = Vec::new();
     for role in [Role::Weight, Role::FirstMoment, Role::SecondMoment, Role::Ema] {
         for parameter in Parameter::COMMON {
-            let mut values = vec![0.0f32; parameter.dims(n, d).iter().product()];
+            let mut values = vec![0.0f32; TrainingShape::top_k(1, d, n).len(parameter)];
             backend.read(role, parameter, &mut values).unwrap();
             kept.push(values.iter().map(|v| v.to_bits()).collect());
         }

@@ -3,13 +3,19 @@
 #![allow(clippy::unwrap_used)]
 
 use sae::backend::cpu::{Kernels, training::CpuTraining};
-use sae::backend::training::{LossParameters, Parameter, Role, Training, TrainingRows, TrainingShape};
+use sae::backend::training::{LossParameters, Parameter, Role, Training, TrainingShape};
 use sae::backend::{Input, Pool};
 use sae::sae::Normalization;
 use sae::tensor::Tensor;
 
-const LOSS: LossParameters =
-    LossParameters { k: 0, normalizer: 1.7, aux_coefficient: 0.25, fired: 1e-3, dead_after_tokens: 5000 };
+const LOSS: LossParameters = LossParameters {
+    k: 0,
+    normalizer: 1.7,
+    aux_coefficient: 0.25,
+    sparsity_coefficient: 0.0,
+    fired: 1e-3,
+    dead_after_tokens: 5000,
+};
 
 struct Case {
     rows: usize,
@@ -189,7 +195,7 @@ fn agrees(normalization: Normalization) {
             }
             backend.write_unfired(&case.unfired).unwrap();
             let x = Tensor::new(&given, &[rows, d]).unwrap();
-            let sums = backend.accumulate(&TrainingRows { input: Input::from(x), mask: None }, &LOSS).unwrap();
+            let sums = backend.accumulate(&Input::from(x).into(), &LOSS).unwrap();
             let found =
                 [sums.squared_error, sums.squared_deviation, sums.aux_loss, sums.active as f64, sums.dead as f64];
             for (found, wanted) in found.iter().zip(&wanted) {

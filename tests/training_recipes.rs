@@ -6,12 +6,14 @@
 mod runs;
 
 use sae::backend::Pool;
-use sae::sae::{Architecture, Matrix, Sae, Spec, Weights};
+use sae::backend::training::Parameter;
+use sae::sae::{Architecture, Gate, Matrix, Sae, Spec, Weights};
 use sae::tensor::Tensor;
-use sae::training::{Batch, Export, Recipe, StepStats, TrainOptions, Trainer};
+use sae::training::{Batch, Export, Penalty, Recipe, Scaling, StepStats, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 
 const D: usize = 16;
+const D_OUT: usize = 20;
 const N: usize = 64;
 const K: usize = 4;
 const TOKENS: usize = 48;
@@ -30,8 +32,7 @@ fn cases() -> Vec<Case> {
     let shared = TrainOptions {
         d: D,
         n_latents: N,
-        k: K,
-        k_aux: 8,
+        scaling: Scaling::None,
         dead_after_tokens: 5 * TOKENS as u64,
         learning_rate: 2e-3,
         clip_norm: CLIP,
@@ -39,7 +40,26 @@ fn cases() -> Vec<Case> {
         adam_beta1: 0.9,
         ..TrainOptions::default()
     };
-    let of = |recipe, start| Case { name: name(recipe), start, options: TrainOptions { recipe, ..shared.clone() } };
+    let counting = TrainOptions { k: K, k_aux: 8, ..shared.clone() };
+    let of = |recipe: Recipe, start| {
+        let options = TrainOptions { recipe, ..counting.clone() };
+        Case { name: recipe.name(), start, options }
+    };
+    let penalized = |recipe: Recipe, start, sparsity_coefficient| {
+        let options = TrainOptions { recipe, sparsity_coefficient, sparsity_warmup_steps: 4, ..shared.clone() };
+        Case { name: recipe.name(), start, options }
+    };
+    let jumping = |name, penalty| {
+        let mut case = penalized(Recipe::JumpRelu, Architecture::JumpRelu, 0.2);
+        case.name = name;
+        (case.options.penalty, case.options.bandwidth) = (penalty, 0.5);
+        case.options.target_l0 = if penalty == Penalty::Quadratic { 6.0 } else { 0.0 };
+        case
+    };
+    let transcoding = |name, mut case: Case, skip| {
+        (case.name, case.options.transcoder, case.options.d_out, case.options.skip) = (name, true, D_OUT, skip);
+        case
+    };
     let top_k = Architecture::TopK { k: K };
     let mut matryoshka = of(Recipe::Matryoshka, top_k);
     matryoshka.options.prefixes = vec![8, 24, 64];
@@ -49,11 +69,14 @@ fn cases() -> Vec<Case> {
         of(Recipe::AbsTopK, Architecture::AbsTopK { k: K }),
         of(Recipe::BatchTopK, top_k),
         matryoshka,
+        penalized(Recipe::Relu, Architecture::Relu, 0.3),
+        jumping("jump_relu", Penalty::Step),
+        jumping("jump_relu_tanh", Penalty::Tanh),
+        jumping("jump_relu_quadratic", Penalty::Quadratic),
+        penalized(Recipe::Gated, Architecture::Gated, 0.2),
+        transcoding("transcoder", of(Recipe::TopK, top_k), false),
+        transcoding("skip_transcoder", penalized(Recipe::Relu, Architecture::Relu, 0.3), true),
     ]
-}
-
-fn name(recipe: Recipe) -> &'static str {
-    recipe.name()
 }
 
 struct Golden(Vec<u8>);
@@ -79,12 +102,37 @@ impl Golden {
     }
 
     /// The SAE that the run starts from.
-    fn start(&self, architecture: Architecture) -> Sae {
+    fn start(&self, architecture: Architecture, options: &TrainOptions) -> Sae {
         let start = |name: &str| self.f32(&format!("start.{name}"));
-        let matrix = |name: &str| Matrix::from_f32(&start(name), N, D).unwrap();
-        let weights = Weights::new(matrix("W_enc"), start("b_enc"), matrix("W_dec"), start("b_dec"));
-        Sae::new(Spec::new(architecture, D, N), weights).unwrap()
+        let d_out = start("b_dec").len();
+        let matrix = |name: &str, rows, cols| Matrix::from_f32(&start(name), rows, cols).unwrap();
+        let (w_enc, w_dec) = (matrix("W_enc", N, D), matrix("W_dec", N, d_out));
+        let mut weights = Weights::new(w_enc, start("b_enc"), w_dec, start("b_dec"));
+        let mut spec = Spec::new(architecture, D, N);
+        if options.transcoder {
+            (spec.d_out, spec.subtract_b_dec, spec.denormalize_output) = (d_out, false, false);
+            weights.w_skip = options.skip.then(|| matrix("W_skip", d_out, D));
+        }
+        match architecture {
+            Architecture::JumpRelu => weights.threshold = Some(start("threshold")),
+            Architecture::Gated => weights.gate = Some(Gate { r_mag: start("r_mag"), b_gate: start("b_gate") }),
+            _ => {}
+        }
+        Sae::new(spec, weights).unwrap()
     }
+
+    /// The batches, and their targets if there are any.
+    fn batches(&self) -> Vec<(Vec<f32>, Option<Vec<f32>>)> {
+        let targets = self.has("targets").then(|| self.f32("targets"));
+        let x = self.f32("batches");
+        let target = |i: usize| targets.as_ref().map(|y| y[i * TOKENS * D_OUT..][..TOKENS * D_OUT].to_vec());
+        x.chunks(TOKENS * D).enumerate().map(|(i, x)| (x.to_vec(), target(i))).collect()
+    }
+}
+
+fn batch<'a>((x, y): &'a (Vec<f32>, Option<Vec<f32>>)) -> Batch<'a> {
+    let target = y.as_ref().map(|y| Tensor::new(y, &[y.len() / D_OUT, D_OUT]).unwrap());
+    Batch { target, ..view(x).into() }
 }
 
 fn view(values: &[f32]) -> Tensor<'_> {
@@ -93,14 +141,20 @@ fn view(values: &[f32]) -> Tensor<'_> {
 
 fn warm(golden: &Golden, case: &Case, pool: Pool) -> Trainer {
     let mut trainer = Trainer::new(&case.options, pool).unwrap();
-    trainer.warm_start(&golden.start(case.start), &view(&golden.f32("batches"))).unwrap();
+    let (sae, sample) = (golden.start(case.start, &case.options), golden.f32("batches"));
+    if case.options.transcoder {
+        let targets = golden.f32("targets");
+        let targets = Tensor::new(&targets, &[STEPS * TOKENS, D_OUT]).unwrap();
+        trainer.warm_start_transcoder(&sae, &view(&sample), &targets).unwrap();
+    } else {
+        trainer.warm_start(&sae, &view(&sample)).unwrap();
+    }
     trainer
 }
 
 fn train(golden: &Golden, case: &Case, pool: Pool) -> (Vec<StepStats>, Trainer) {
     let mut trainer = warm(golden, case, pool);
-    let batches = golden.f32("batches");
-    let stats = batches.chunks(TOKENS * D).map(|x| trainer.step(&view(x).into()).unwrap()).collect();
+    let stats = golden.batches().iter().map(|one| trainer.step(&batch(one)).unwrap()).collect();
     (stats, trainer)
 }
 
@@ -154,7 +208,7 @@ fn twenty_steps_agree_with_float64() {
 #[test]
 fn each_part_of_a_loss_is_seen() {
     type Spoil = fn(&mut TrainOptions);
-    let spoils: [(&str, &str, Spoil); 7] = [
+    let spoils: [(&str, &str, Spoil); 17] = [
         ("multi_top_k", "the second reconstruction", |o| o.recipe = Recipe::TopK),
         ("multi_top_k", "AuxK", |o| o.no_aux = true),
         ("abs_top_k", "AuxK", |o| o.no_aux = true),
@@ -162,6 +216,16 @@ fn each_part_of_a_loss_is_seen() {
         ("batch_top_k", "AuxK", |o| o.no_aux = true),
         ("matryoshka", "a prefix", |o| (o.prefixes[0], o.prefixes[1]) = (4, 24)),
         ("matryoshka", "a weight", |o| o.prefix_weights[1] = 1.0),
+        ("relu", "the penalty", |o| o.sparsity_coefficient = 0.2),
+        ("relu", "the warm-up", |o| o.sparsity_warmup_steps = 0),
+        ("jump_relu", "the penalty", |o| o.sparsity_coefficient = 0.15),
+        ("jump_relu", "the bandwidth", |o| o.bandwidth = 0.4),
+        ("jump_relu_tanh", "the kind of penalty", |o| o.penalty = Penalty::Step),
+        ("jump_relu_quadratic", "the target", |o| o.target_l0 = 5.0),
+        ("transcoder", "AuxK", |o| o.no_aux = true),
+        ("skip_transcoder", "what is frozen", |o| o.frozen = vec![Parameter::WSkip, Parameter::BDec]),
+        ("gated", "the penalty", |o| o.sparsity_coefficient = 0.15),
+        ("gated", "the warm-up", |o| o.sparsity_warmup_steps = 0),
     ];
     for (recipe, what, spoil) in spoils {
         let golden = Golden::read(recipe);
@@ -202,11 +266,10 @@ fn threads_do_not_show() {
 fn a_resumed_run_has_the_same_bits() {
     for case in cases() {
         let golden = Golden::read(case.name);
-        let batches = golden.f32("batches");
-        let batches: Vec<&[f32]> = batches.chunks(TOKENS * D).collect();
+        let batches = golden.batches();
         // Some batches are accumulated; one save is in the middle of that.
         let step = |trainer: &mut Trainer, i: usize| {
-            trainer.step(&Batch { accumulate: i % 3 == 0, ..view(batches[i]).into() }).unwrap()
+            trainer.step(&Batch { accumulate: i % 3 == 0, ..batch(&batches[i]) }).unwrap()
         };
         let dir = tempfile::tempdir().unwrap();
         let mut unbroken = warm(&golden, &case, Pool::serial());
@@ -235,11 +298,17 @@ fn what_is_exported_encodes_as_it_trained() {
         let expected = match case.options.recipe {
             Recipe::BatchTopK | Recipe::Matryoshka => Architecture::JumpRelu,
             Recipe::AbsTopK => Architecture::AbsTopK { k: K },
+            Recipe::Relu | Recipe::JumpRelu | Recipe::Gated => case.start,
             _ => Architecture::TopK { k: K },
         };
         assert_eq!(spec.architecture, expected, "{}", case.name);
+        let widths = (spec.d_in, spec.d_out, spec.subtract_b_dec, sae.weights().w_skip.is_some());
+        let transcoder = case.options.transcoder;
+        assert_eq!(widths, (D, if transcoder { D_OUT } else { D }, !transcoder, case.options.skip), "{}", case.name);
         assert_eq!(spec.prefixes, case.options.prefixes, "{}", case.name);
-        if let Some(threshold) = &sae.weights().threshold {
+        if let (Recipe::BatchTopK | Recipe::Matryoshka, Some(threshold)) =
+            (case.options.recipe, &sae.weights().threshold)
+        {
             let smallest = golden.f64("smallest");
             // The average of what the batches kept, later ones weighing a little more.
             let mean = smallest.iter().sum::<f64>() / smallest.len() as f64;

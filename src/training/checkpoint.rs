@@ -58,9 +58,10 @@ fn tensors(options: &TrainOptions, progress: &Progress) -> Vec<Entry> {
     ];
     let unfired = Entry { name: UNFIRED.to_owned(), content: Content::Unfired, dims: vec![options.n_latents] };
     let mut all = vec![unfired];
+    let shape = options.shape();
     for (prefix, role, _) in roles.into_iter().filter(|(_, _, kept)| *kept) {
-        for parameter in options.shape().parameters() {
-            let dims = parameter.dims(options.n_latents, options.d);
+        for parameter in shape.parameters() {
+            let dims = shape.dims(parameter);
             let name = format!("{prefix}{}", parameter.name());
             all.push(Entry { name, content: Content::Numbers(role, parameter), dims });
         }

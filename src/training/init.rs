@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
+use super::Scaling;
 use crate::backend::Pool;
 use crate::backend::cpu::{Kernels, Prepared, normalize_row};
 use crate::error::{Result, fail};
@@ -38,7 +39,7 @@ struct Sums<'a> {
 
 impl Sample {
     /// Reads a sample `[S, d]`: rows that are not finite are left out, and of too many, some at even distances are taken.
-    pub(super) fn read(sample: &Tensor<'_>, normalization: Normalization) -> Result<Self> {
+    pub(super) fn read(name: &str, sample: &Tensor<'_>, normalization: Normalization) -> Result<Self> {
         let (found, d) = (sample.rows(), sample.shape()[1]);
         let count = found.min(SAMPLE_ROWS);
         // As a batch's rows are made ready, but for b_dec, which is yet to be found.
@@ -62,10 +63,38 @@ impl Sample {
         if usable < 2 {
             return fail!(
                 InvalidTensor,
-                "sample: at least 2 rows of finite numbers are needed, found {usable} among {found}"
+                "{name}: at least 2 rows of finite numbers are needed, found {usable} among {found}"
             );
         }
         Ok(Self { d, rows, norms })
+    }
+
+    /// What all activations are to be multiplied by.
+    pub(super) fn scale(&self, scaling: Scaling) -> Result<f32> {
+        let count = self.norms.len() as f64;
+        let scale = match scaling {
+            Scaling::Recipe | Scaling::None => 1.0,
+            Scaling::RootWidth => {
+                (self.d as f64).sqrt() * count / self.norms.iter().map(|norm| f64::from(*norm)).sum::<f64>()
+            }
+            Scaling::UnitSquare => (count / self.norms.iter().map(|norm| f64::from(*norm).powi(2)).sum::<f64>()).sqrt(),
+        };
+        let scale = scale as f32;
+        if !(scale > 0.0 && scale.is_finite()) {
+            return fail!(InvalidTensor, "the rows' norms ask for a factor of {scale}, which is none");
+        }
+        Ok(scale)
+    }
+
+    /// `√mean(‖x‖²)`.
+    pub(super) fn root_mean_square(&self) -> f64 {
+        let squares: f64 = self.rows.iter().map(|v| f64::from(*v).powi(2)).sum();
+        (squares * self.d as f64 / self.rows.len() as f64).sqrt()
+    }
+
+    /// Multiplies the rows.
+    pub(super) fn multiply(&mut self, scale: f32) {
+        self.rows.iter_mut().for_each(|v| *v *= scale);
     }
 
     /// What the norms of healthy inputs are.
@@ -176,7 +205,7 @@ mod tests {
     use super::*;
 
     fn sample(values: &[f32], d: usize) -> Sample {
-        Sample::read(&Tensor::new(values, &[values.len() / d, d]).unwrap(), Normalization::None).unwrap()
+        Sample::read("sample", &Tensor::new(values, &[values.len() / d, d]).unwrap(), Normalization::None).unwrap()
     }
 
     #[test]
@@ -205,7 +234,7 @@ mod tests {
     fn samples_are_checked() {
         let read = |values: &[f32]| {
             let tensor = Tensor::new(values, &[values.len() / 2, 2]).unwrap();
-            Sample::read(&tensor, Normalization::None)
+            Sample::read("sample", &tensor, Normalization::None)
         };
         let sample = read(&[1.0, 2.0, f32::NAN, 0.0, 3.0, 2.0]).unwrap();
         assert_eq!(sample.rows, [1.0, 2.0, 3.0, 2.0]);

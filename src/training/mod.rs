@@ -26,15 +26,17 @@
 //! The same options, data and order give the same bits on any number of threads.
 
 mod checkpoint;
+mod export;
 mod init;
 mod options;
 mod recipe;
 mod schedule;
 mod stats;
 mod trainer;
+mod warm_start;
 
 pub use options::TrainOptions;
-pub use recipe::Recipe;
+pub use recipe::{Penalty, Recipe, Scaling};
 pub use stats::{Progress, StepStats};
 pub use trainer::{Batch, Export, Trainer};
 

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Recipe;
-use crate::backend::training::TrainingShape;
+use super::{Penalty, Recipe, Scaling};
+use crate::backend::training::{Parameter, TrainingShape};
 use crate::error::{Error, Result, fail};
 use crate::sae::{Convention, Normalization, Spec};
 
@@ -15,9 +15,17 @@ pub struct TrainOptions {
     pub recipe: Recipe,
     /// Width of the activations.
     pub d: usize,
+    /// Train a transcoder: batches have targets, which is what is reconstructed, and b_dec is not subtracted from the inputs.
+    pub transcoder: bool,
+    /// Width of a transcoder's targets. 0: `d`.
+    pub d_out: usize,
+    /// Give a transcoder a skip path: `W_skip x` is added to what it reconstructs (Paulo et al. 2025, arXiv 2501.18823).
+    pub skip: bool,
+    /// What is not trained: it stays as the run's start has it.
+    pub frozen: Vec<Parameter>,
     /// Number of latents.
     pub n_latents: usize,
-    /// Latents kept per token; by recipes where a batch's tokens compete, on average.
+    /// Latents kept per token; by recipes where a batch's tokens compete, on average. For recipes that count none, 0.
     pub k: usize,
     /// Latents kept at the start of the run, where that is another number. 0: `k`.
     pub k_start: usize,
@@ -28,11 +36,24 @@ pub struct TrainOptions {
     pub prefixes: Vec<usize>,
     /// By what the squared error of each is multiplied in the loss. Empty: 1.
     pub prefix_weights: Vec<f32>,
+    /// The coefficient λ of what holds activations down, for recipes that count none: as in the papers, against squared errors
+    /// summed over `d`; the loss as a whole is then divided by `d · normalizer`. 0: 5 for ReLU (Conerly et al. 2024), else 1.
+    pub sparsity_coefficient: f32,
+    /// Optimizer steps over which λ rises from 0. 0: none.
+    pub sparsity_warmup_steps: u64,
+    /// For JumpReLU: what λ multiplies.
+    pub penalty: Penalty,
+    /// For the penalty `quadratic`: the number of active latents that it pulls to. It has no default.
+    pub target_l0: f32,
+    /// For JumpReLU: how far around a threshold its gradient is estimated, ε. 0: 0.05.
+    pub bandwidth: f32,
+    /// For JumpReLU: the thresholds of a run that starts from random weights, or from an SAE that has none. 0: 0.01.
+    pub initial_threshold: f32,
     /// Dead latents that AuxK uses per token. 0: d / 2 rounded down, at least 1, at most `n_latents`.
     pub k_aux: usize,
     /// AuxK's coefficient α. 0: 1/32.
     pub aux_coefficient: f32,
-    /// No AuxK at all.
+    /// No AuxK at all; recipes that count no latents have none anyway.
     pub no_aux: bool,
     /// Tokens without firing after which a latent is dead. 0: 10,000,000, or 5 % of `total_tokens` if that is less.
     pub dead_after_tokens: u64,
@@ -44,7 +65,7 @@ pub struct TrainOptions {
     pub total_tokens: u64,
     /// The last part of `total_tokens` over which the learning rate falls to 0. 0: none.
     pub decay_fraction: f32,
-    /// Adam's β₁. 0: 0.9.
+    /// Adam's β₁. 0: 0.9, but 0 for JumpReLU and Gated, whose papers have it so.
     pub adam_beta1: f32,
     /// Adam's β₂. 0: 0.999.
     pub adam_beta2: f32,
@@ -60,11 +81,13 @@ pub struct TrainOptions {
     pub seed: u64,
     /// The most tokens a batch may have. 0: 8192. The numbers do not depend on it, memory does: about `8 d + 24 k` bytes for
     /// each (Multi-TopK: `16 d + 112 k`; BatchTopK: `8 d + 56 k`; Matryoshka as BatchTopK, with `4 d` more for each prefix
-    /// and `4 k`), beside 41 for each of `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the
+    /// and `4 k`; ReLU, JumpReLU and Gated: `8 d`, and 48, 64 and 96 MB for all together), beside 41 for each of `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the
     /// encoder speeds the run up) and, with AuxK, up to `64 d + 16384` for each of `k_aux`.
     pub max_batch_tokens: usize,
     /// What is done to activations first; the loss is then of the normalised ones.
     pub normalization: Normalization,
+    /// What activations are multiplied by before anything else.
+    pub scaling: Scaling,
     /// What the inputs look like, to be written into what is exported.
     pub convention: Convention,
 }
@@ -79,21 +102,38 @@ impl TrainOptions {
             [] => self.recipe.default_prefixes(n),
             given => given.to_vec(),
         };
+        let d_out = if self.d_out == 0 { self.d } else { self.d_out };
+        let (counts, penalized) = (self.recipe.counts_latents(), self.recipe.is_penalized());
+        let jumps = self.recipe == Recipe::JumpRelu;
         let resolved = Self {
+            sparsity_coefficient: match self.recipe {
+                _ if !penalized => self.sparsity_coefficient,
+                Recipe::Relu => or(self.sparsity_coefficient, 5.0),
+                _ => or(self.sparsity_coefficient, 1.0),
+            },
+            bandwidth: if jumps { or(self.bandwidth, 0.05) } else { self.bandwidth },
+            initial_threshold: if jumps { or(self.initial_threshold, 0.01) } else { self.initial_threshold },
+            no_aux: self.no_aux || !counts,
+            scaling: match self.scaling {
+                Scaling::Recipe if penalized && self.normalization == Normalization::None => Scaling::RootWidth,
+                Scaling::Recipe => Scaling::None,
+                given => given,
+            },
             k_start: if self.k_start == 0 { self.k } else { self.k_start },
             prefix_weights: match &self.prefix_weights[..] {
                 [] => vec![1.0; prefixes.len()],
                 given => given.to_vec(),
             },
             prefixes,
-            k_aux: if self.k_aux == 0 { (self.d / 2).clamp(1, n.max(1)) } else { self.k_aux },
-            aux_coefficient: or(self.aux_coefficient, 1.0 / 32.0),
+            d_out,
+            k_aux: if self.k_aux == 0 && counts { (d_out / 2).clamp(1, n.max(1)) } else { self.k_aux },
+            aux_coefficient: or(self.aux_coefficient, if counts { 1.0 / 32.0 } else { 0.0 }),
             dead_after_tokens: match self.dead_after_tokens {
                 0 => (known_length / 20).clamp(1, 10_000_000),
                 given => given,
             },
             learning_rate: or(self.learning_rate, (2e-4 / (n as f64 / 16384.0).sqrt()) as f32),
-            adam_beta1: or(self.adam_beta1, 0.9),
+            adam_beta1: or(self.adam_beta1, self.recipe.adam_beta1()),
             adam_beta2: or(self.adam_beta2, 0.999),
             adam_epsilon: or(self.adam_epsilon, 6.25e-10),
             ema_decay: or(self.ema_decay, 0.999),
@@ -107,16 +147,22 @@ impl TrainOptions {
     /// Refuses resolved options that cannot be trained.
     fn check(&self) -> Result<()> {
         self.recipe.check(self)?;
+        self.check_paths()?;
         self.spec().check().map_err(|error| {
             // The spec speaks of d_in and d_out; here both are `d`.
-            Error::new(error.status(), error.message().replace("d_in", "d").replace("d_out", "d"))
+            let message = error.message().replace("d_in", "d");
+            Error::new(error.status(), if self.transcoder { message } else { message.replace("d_out", "d") })
         })?;
-        for (name, value, max) in [
-            ("k", self.k, self.n_latents),
-            ("k_start", self.k_start, self.n_latents),
-            ("k_aux", self.k_aux, self.n_latents),
-            ("max_batch_tokens", self.max_batch_tokens, 1 << 24),
+        let counts = self.recipe.counts_latents();
+        for (name, value, max, applies) in [
+            ("k", self.k, self.n_latents, counts),
+            ("k_start", self.k_start, self.n_latents, counts),
+            ("k_aux", self.k_aux, self.n_latents, counts),
+            ("max_batch_tokens", self.max_batch_tokens, 1 << 24, true),
         ] {
+            if !applies {
+                continue;
+            }
             if value == 0 || value > max {
                 return fail!(InvalidArgument, "{name} must be between 1 and {max}, not {value}");
             }
@@ -128,19 +174,24 @@ impl TrainOptions {
         if self.k_start == self.k && self.k_anneal_steps > 0 {
             return fail!(InvalidArgument, "k_anneal_steps is given, but k_start is k: nothing is to change");
         }
-        for (name, value) in [
-            ("learning_rate", self.learning_rate),
-            ("adam_epsilon", self.adam_epsilon),
-            ("aux_coefficient", self.aux_coefficient),
+        let jumps = self.recipe == Recipe::JumpRelu;
+        for (name, value, applies) in [
+            ("learning_rate", self.learning_rate, true),
+            ("adam_epsilon", self.adam_epsilon, true),
+            ("aux_coefficient", self.aux_coefficient, counts),
+            ("sparsity_coefficient", self.sparsity_coefficient, self.recipe.is_penalized()),
+            ("bandwidth", self.bandwidth, jumps),
+            ("initial_threshold", self.initial_threshold, jumps),
         ] {
-            if !(value > 0.0 && value.is_finite()) {
+            if applies && !(value > 0.0 && value.is_finite()) {
                 return fail!(InvalidArgument, "{name} must be a positive number, not {value}");
             }
         }
         for (name, value) in
             [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2), ("ema_decay", self.ema_decay)]
         {
-            if !(value > 0.0 && value < 1.0) {
+            let least_is_fine = name == "adam_beta1" && value == self.recipe.adam_beta1();
+            if !(value > 0.0 && value < 1.0) && !least_is_fine {
                 return fail!(InvalidArgument, "{name} must lie between 0 and 1, not {value}");
             }
         }
@@ -157,12 +208,49 @@ impl TrainOptions {
         if self.decay_fraction > 0.0 && self.total_tokens == 0 {
             return fail!(InvalidArgument, "decay_fraction needs total_tokens, which is 0");
         }
+        if self.normalization != Normalization::None && !matches!(self.scaling, Scaling::Recipe | Scaling::None) {
+            return fail!(
+                InvalidArgument,
+                "scaling and normalization are both given: each token is normalised, so no factor before it matters"
+            );
+        }
         match self.normalization {
             Normalization::None => Ok(()),
             Normalization::LayerNorm if self.d > 1 => Ok(()),
             Normalization::LayerNorm => fail!(InvalidArgument, "normalization layer_norm needs d of at least 2"),
             Normalization::ConstantNorm => fail!(Unsupported, "normalization constant_norm cannot be trained yet"),
         }
+    }
+
+    /// Refuses what goes in and out otherwise than it can, and to leave alone what there is not.
+    fn check_paths(&self) -> Result<()> {
+        let Self { d, d_out, transcoder, skip, .. } = *self;
+        if !transcoder && d_out != d {
+            return fail!(InvalidArgument, "d_out {d_out} is not d {d}, which needs transcoder");
+        }
+        if !transcoder && skip {
+            return fail!(InvalidArgument, "skip needs transcoder: an autoencoder would copy its input");
+        }
+        if skip && self.normalization != Normalization::None {
+            return fail!(
+                InvalidArgument,
+                "skip and normalization are both given: a skip path takes the input as it is"
+            );
+        }
+        let shape = self.shape();
+        for (i, parameter) in self.frozen.iter().enumerate() {
+            let name = parameter.name();
+            if shape.parameters().all(|trained| trained != *parameter) {
+                return fail!(InvalidArgument, "frozen: there is no {name} by recipe {}", self.recipe.name());
+            }
+            if self.frozen[..i].contains(parameter) {
+                return fail!(InvalidArgument, "frozen: {name} is given twice");
+            }
+        }
+        if self.frozen.len() == shape.parameters().count() {
+            return fail!(InvalidArgument, "frozen: everything is, so there is nothing to train");
+        }
+        Ok(())
     }
 
     /// What the run makes.
@@ -175,6 +263,10 @@ impl TrainOptions {
         TrainingShape {
             rule: self.recipe.rule(self),
             d: self.d,
+            d_out: self.d_out,
+            transcoder: self.transcoder,
+            skip: self.skip,
+            frozen: self.frozen.clone(),
             n_latents: self.n_latents,
             k: self.k.max(self.k_start),
             k_aux: if self.no_aux { 0 } else { self.k_aux },
@@ -204,12 +296,22 @@ impl TrainOptions {
         agree!(
             recipe,
             d,
+            transcoder,
+            d_out,
+            skip,
+            frozen,
             n_latents,
             k,
             k_start,
             k_anneal_steps,
             prefixes,
             prefix_weights,
+            sparsity_coefficient,
+            sparsity_warmup_steps,
+            penalty,
+            target_l0,
+            bandwidth,
+            initial_threshold,
             k_aux,
             aux_coefficient,
             no_aux,
@@ -226,6 +328,7 @@ impl TrainOptions {
             no_ema,
             seed,
             normalization,
+            scaling,
             convention,
         );
         let max_batch_tokens = match self.max_batch_tokens {

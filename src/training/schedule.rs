@@ -1,4 +1,4 @@
-//! What changes over a run: the learning rate, and how many latents are kept.
+//! What changes over a run: the learning rate, how many latents are kept, and what their activity costs.
 
 use super::TrainOptions;
 
@@ -14,6 +14,13 @@ pub(super) fn learning_rate(options: &TrainOptions, step: u64, tokens_before: u6
         1.0
     };
     f64::from(options.learning_rate) * warmup * decay
+}
+
+/// The coefficient of what holds activations down, at optimizer step `step` (from 1): linear from 0, at all of it with the last
+/// step of the warm-up.
+pub(super) fn sparsity_coefficient(options: &TrainOptions, step: u64) -> f64 {
+    let warmup = (step as f64 / options.sparsity_warmup_steps.max(1) as f64).min(1.0);
+    f64::from(options.sparsity_coefficient) * warmup
 }
 
 /// How many latents are kept for the tokens of optimizer step `step` (from 1): from `k_start` to `k` in equal steps, rounded.
@@ -37,6 +44,14 @@ mod tests {
         let up = TrainOptions { k: 3, k_start: 1, k_anneal_steps: 3, ..options };
         assert_eq!([1, 2, 3, 4].map(|step| k(&up, step)), [1, 2, 2, 3]);
         assert_eq!(k(&TrainOptions { k: 4, k_start: 4, ..TrainOptions::default() }, 1), 4);
+    }
+
+    #[test]
+    fn the_price_rises_and_stays() {
+        let options = TrainOptions { sparsity_coefficient: 2.0, sparsity_warmup_steps: 4, ..TrainOptions::default() };
+        assert_eq!([1, 2, 4, 5].map(|step| sparsity_coefficient(&options, step)), [0.5, 1.0, 2.0, 2.0]);
+        let at_once = TrainOptions { sparsity_warmup_steps: 0, ..options };
+        assert_eq!(sparsity_coefficient(&at_once, 1), 2.0);
     }
 
     #[test]

@@ -62,9 +62,28 @@ pub struct Progress {
     /// What healthy inputs measure, to be written into what is exported: norms of the first sample; FVU and L0 as they move.
     #[serde(default)]
     pub reference: Reference,
+    /// What activations are multiplied by.
+    #[serde(default)]
+    pub scales: Scales,
     /// The smallest activation that batches kept, averaged, where tokens compete.
     #[serde(default)]
     pub threshold: Threshold,
+}
+
+/// By what activations are multiplied before anything else, and what is exported is not.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scales {
+    /// What is encoded.
+    pub input: f32,
+    /// What is reconstructed: the same, but for transcoders.
+    pub output: f32,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self { input: 1.0, output: 1.0 }
+    }
 }
 
 /// A moving average of the smallest activation that each batch kept: what latents must exceed once they no longer compete.
@@ -94,16 +113,9 @@ impl Threshold {
 }
 
 impl Progress {
-    pub(super) fn start(normalizer: f64, reference: Reference) -> Self {
-        Self {
-            step: 0,
-            rows_given: 0,
-            tokens_seen: 0,
-            pending_tokens: 0,
-            normalizer,
-            reference,
-            threshold: Threshold::default(),
-        }
+    pub(super) fn start(normalizer: f64, scales: Scales, reference: Reference) -> Self {
+        let threshold = Threshold::default();
+        Self { step: 0, rows_given: 0, tokens_seen: 0, pending_tokens: 0, normalizer, reference, scales, threshold }
     }
 
     /// Takes in the FVU and L0 of a call: they become the moving averages over about the last 20 of the calls. And the

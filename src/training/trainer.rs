@@ -4,16 +4,16 @@ use std::path::Path;
 
 use super::checkpoint;
 use super::init::{PROBES, Sample, random_unit_rows};
-use super::schedule;
-use super::{FIRED, Progress, StepStats, TrainOptions};
+use super::stats::Scales;
+use super::{FIRED, Progress, Recipe, StepStats, TrainOptions, export, schedule, warm_start};
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::training::CpuTraining;
 use crate::backend::training::{BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows};
 use crate::backend::{Input, Pool};
 use crate::error::{Result, fail};
 use crate::features::check_tensor;
-use crate::sae::{Matrix, Normalization, Reference, Sae, Spec, Weights};
-use crate::tensor::{Array, DType, Tensor, try_vec};
+use crate::sae::{Normalization, Sae};
+use crate::tensor::{DType, Tensor, try_vec};
 
 /// What one call trains on.
 #[derive(Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct Batch<'a> {
     pub addend: Option<Tensor<'a>>,
     /// Round `x + addend` to x's type, as engines do that write the sum back before they read it.
     pub round_sum: bool,
-    /// What to reconstruct instead of the input; transcoders cannot be trained yet, so it must be absent.
+    /// `[T, d_out]`, f32, f16 or bf16: what a transcoder reconstructs; absent for an autoencoder.
     pub target: Option<Tensor<'a>>,
     /// `[T]` i32: rows with 0 are left out.
     pub row_mask: Option<Tensor<'a>>,
@@ -45,6 +45,14 @@ pub enum Export {
     Weights,
     /// Their moving average over the steps, bias-corrected, decoder rows scaled to unit norm.
     Ema,
+}
+
+/// What a run starts from, on the scale it is trained on.
+struct Samples {
+    input: Sample,
+    /// For transcoders.
+    target: Option<Sample>,
+    scales: Scales,
 }
 
 /// One training run: weights, optimizer state and counters.
@@ -78,12 +86,30 @@ impl Trainer {
     /// the random weights are scaled. Rows that are not finite are left out; of more than 32,768 rows, that many are
     /// taken at even distances.
     pub fn init_from(&mut self, sample: &Tensor<'_>) -> Result<()> {
-        let sample = self.read_sample(sample)?;
-        let normalizer = sample.variance()?;
-        let TrainOptions { d, n_latents, k, seed, .. } = self.options;
-        // The encoder starts as the decoder, scaled so that unit vectors come back with unit norm, on average.
+        self.init(sample, None)
+    }
+
+    /// [`Self::init_from`] for a transcoder: a first sample of inputs `[S, d]` and one of their targets `[S, d_out]`. b_dec
+    /// becomes the targets' geometric median, their variance the loss's normaliser.
+    pub fn init_transcoder(&mut self, sample: &Tensor<'_>, target: &Tensor<'_>) -> Result<()> {
+        self.init(sample, Some(target))
+    }
+
+    fn init(&mut self, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<()> {
+        let Samples { input, target, scales } = self.read_samples(sample, target)?;
+        let outputs = target.as_ref().unwrap_or(&input);
+        let normalizer = outputs.variance()?;
+        let TrainOptions { d, d_out, n_latents, k, seed, .. } = self.options;
+        // The encoder starts as the decoder, scaled so that unit vectors come back with unit norm, on average. A transcoder's
+        // starts apart, and what comes back is on the scale of the targets' deviation.
         let mut rows = random_unit_rows(seed, 0, n_latents, d)?;
-        self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
+        let expected = if target.is_some() {
+            self.backend.write(Role::Weight, Parameter::WDec, &random_unit_rows(seed, 2, n_latents, d_out)?)?;
+            (normalizer * d_out as f64).sqrt() / input.root_mean_square()
+        } else {
+            self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
+            1.0
+        };
         self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
         let probes = random_unit_rows(seed, 1, PROBES, d)?;
         let mut norms = [0.0; PROBES];
@@ -93,114 +119,74 @@ impl Trainer {
         }
         let norm = norms.iter().sum::<f64>() / PROBES as f64;
         if norm > 0.0 {
-            rows.iter_mut().for_each(|w| *w = (f64::from(*w) / norm) as f32);
+            rows.iter_mut().for_each(|w| *w = (f64::from(*w) / norm * expected) as f32);
         }
         self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        self.backend.write(Role::Weight, Parameter::BDec, &sample.geometric_median(&self.pool)?)?;
-        self.progress = Some(Progress::start(normalizer, sample.reference()));
+        self.backend.write(Role::Weight, Parameter::BDec, &outputs.geometric_median(&self.pool)?)?;
+        if self.options.recipe == Recipe::JumpRelu {
+            let thresholds = try_vec(self.options.initial_threshold, n_latents)?;
+            self.backend.write(Role::Weight, Parameter::Threshold, &thresholds)?;
+        }
+        self.progress = Some(Progress::start(normalizer, scales, input.reference()));
         Ok(())
     }
 
     /// Starts a run from the weights of an SAE; the sample `[S, d]` gives the loss's normaliser. The SAE must be a whole
-    /// TopK or ReLU autoencoder of the same sizes and normalisation that subtracts b_dec, does not rescale, has no skip
-    /// path and writes where it reads: what the run would not keep is refused. Decoder rows are scaled to unit norm, and
-    /// the encoder inversely, which leaves each latent's contribution as it was.
+    /// autoencoder of the same sizes and normalisation, of an architecture that the recipe trains or can start from, that has
+    /// no skip path and writes where it reads: what the run would not keep is refused. Decoder rows are scaled to unit norm,
+    /// and the encoder inversely, which leaves each latent's contribution as it was.
     pub fn warm_start(&mut self, sae: &Sae, sample: &Tensor<'_>) -> Result<()> {
-        self.check_warm_start(sae)?;
-        let sample = self.read_sample(sample)?;
-        let normalizer = sample.variance()?;
-        let TrainOptions { d, n_latents, .. } = self.options;
-        let weights = sae.weights();
-        let mut rows = Array::zeroed(n_latents * d)?;
-        read_rows(&weights.w_dec, &mut rows);
-        let mut norms = Array::<f32>::zeroed(n_latents)?;
-        for (i, (norm, row)) in norms.iter_mut().zip(rows.chunks_exact(d)).enumerate() {
-            *norm = norm_of(row);
-            if *norm == 0.0 || !norm.is_finite() {
-                return fail!(InvalidArgument, "model: W_dec row {i} has norm {norm} and cannot be scaled to 1");
-            }
-        }
-        scale_rows(&mut rows, d, |i| 1.0 / f64::from(norms[i]));
-        self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
-        read_rows(&weights.w_enc, &mut rows);
-        scale_rows(&mut rows, d, |i| f64::from(norms[i]));
-        self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        norms.iter_mut().zip(&weights.b_enc).for_each(|(norm, b)| *norm *= b);
-        self.backend.write(Role::Weight, Parameter::BEnc, &norms)?;
-        self.backend.write(Role::Weight, Parameter::BDec, &weights.b_dec)?;
-        self.progress = Some(Progress::start(normalizer, sample.reference()));
+        self.start_from(sae, sample, None)
+    }
+
+    /// [`Self::warm_start`] for a transcoder: with samples of inputs `[S, d]` and of their targets `[S, d_out]`.
+    pub fn warm_start_transcoder(&mut self, sae: &Sae, sample: &Tensor<'_>, target: &Tensor<'_>) -> Result<()> {
+        self.start_from(sae, sample, Some(target))
+    }
+
+    fn start_from(&mut self, sae: &Sae, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<()> {
+        warm_start::check(sae, &self.options)?;
+        let Samples { input, target, scales } = self.read_samples(sample, target)?;
+        let normalizer = target.as_ref().unwrap_or(&input).variance()?;
+        warm_start::write(sae, &self.options, scales, self.backend.as_mut())?;
+        self.progress = Some(Progress::start(normalizer, scales, input.reference()));
         Ok(())
     }
 
-    fn check_warm_start(&self, sae: &Sae) -> Result<()> {
-        let (spec, ours) = (sae.spec(), self.options.spec());
-        if spec.is_shard() {
-            let (first, whole) = (spec.first_latent, spec.whole_latents());
-            return fail!(
-                Unsupported,
-                "model: is a shard, latents {first}..+{} of {whole}; train on the whole SAE",
-                spec.n_latents
-            );
-        }
-        let sizes = |s: &Spec| (s.d_in, s.d_out, s.n_latents);
-        if sizes(spec) != sizes(&ours) {
-            return fail!(
-                InvalidArgument,
-                "model: d_in {}, d_out {} and n_latents {} do not fit a run of d {} and n_latents {}",
-                spec.d_in,
-                spec.d_out,
-                spec.n_latents,
-                ours.d_in,
-                ours.n_latents
-            );
-        }
-        if spec.normalization != ours.normalization {
-            return fail!(
-                InvalidArgument,
-                "model: normalization is {:?}, the run's is {:?}",
-                spec.normalization,
-                ours.normalization
-            );
-        }
-        let recipe = self.options.recipe;
-        if !recipe.starts_from(spec.architecture) {
-            let (found, recipe) = (spec.architecture.name(), recipe.name());
-            return fail!(Unsupported, "model: a {found} SAE cannot be trained on by recipe {recipe}");
-        }
-        // What a run does not make would be lost without a word.
-        let hooks = (&spec.convention.hook_point, &spec.convention.hook_point_out);
-        let missing = [
-            (!spec.subtract_b_dec, "it does not subtract b_dec from its input (subtract_b_dec is false)"),
-            (spec.rescale_by_decoder_norm, "it rescales by the decoder's norms (rescale_by_decoder_norm)"),
-            (spec.select_by_decoder_norm, "it selects by the decoder's norms (select_by_decoder_norm)"),
-            (spec.center, "it centres its inputs (center)"),
-            (sae.weights().glu.is_some(), "its encoder is a gated linear unit (W_glu)"),
-            (sae.weights().w_skip.is_some(), "it has a skip path (W_skip)"),
-            (
-                !spec.denormalize_output && spec.normalization != Normalization::None,
-                "its output stays normalised (denormalize_output is false)",
-            ),
-            (
-                hooks.1.is_some() && hooks.0 != hooks.1,
-                "its output belongs elsewhere than its input (hook_point_out), as a transcoder's does",
-            ),
-        ];
-        match missing.iter().find(|(found, _)| *found) {
-            Some((_, what)) => fail!(Unsupported, "model: {what}, which training does not do; it would be lost"),
-            None => Ok(()),
-        }
-    }
-
-    fn read_sample(&self, sample: &Tensor<'_>) -> Result<Sample> {
+    fn read_samples(&self, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<Samples> {
         if self.progress.is_some() {
             return fail!(BadState, "the run is already started; make a new trainer to start another");
         }
-        self.check_rows("sample", sample, sample.rows())?;
-        Sample::read(sample, self.options.normalization)
+        let TrainOptions { d, d_out, normalization, scaling, .. } = self.options;
+        self.check_target(target.is_some())?;
+        self.check_rows("sample", sample, sample.rows(), d)?;
+        let read = |name: &str, sample: &Tensor<'_>, normalization| -> Result<(Sample, f32)> {
+            let mut sample = Sample::read(name, sample, normalization)?;
+            let scale = sample.scale(scaling).map_err(|e| e.at(name))?;
+            sample.multiply(scale);
+            Ok((sample, scale))
+        };
+        let (input, scale) = read("sample", sample, normalization)?;
+        let Some(target) = target else {
+            return Ok(Samples { input, target: None, scales: Scales { input: scale, output: scale } });
+        };
+        self.check_rows("target", target, sample.rows(), d_out)?;
+        let (target, output) = read("target", target, Normalization::None)?;
+        Ok(Samples { input, target: Some(target), scales: Scales { input: scale, output } })
     }
 
-    fn check_rows(&self, name: &str, tensor: &Tensor<'_>, rows: usize) -> Result<()> {
-        check_tensor(name, tensor, &[rows, self.options.d], DType::is_float, "f32, f16 or bf16")?;
+    fn check_target(&self, given: bool) -> Result<()> {
+        match (given, self.options.transcoder) {
+            (true, false) => {
+                fail!(InvalidArgument, "target: an autoencoder has none; leave it absent or set transcoder")
+            }
+            (false, true) => fail!(InvalidArgument, "target: is missing, which a transcoder reconstructs"),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_rows(&self, name: &str, tensor: &Tensor<'_>, rows: usize, d: usize) -> Result<()> {
+        check_tensor(name, tensor, &[rows, d], DType::is_float, "f32, f16 or bf16")?;
         check_host(name, tensor)
     }
 
@@ -217,6 +203,7 @@ impl Trainer {
             k: schedule::k(&self.options, progress.step + 1),
             normalizer: progress.normalizer,
             aux_coefficient: f64::from(self.options.aux_coefficient),
+            sparsity_coefficient: schedule::sparsity_coefficient(&self.options, progress.step + 1),
             fired: FIRED,
             dead_after_tokens: self.options.dead_after_tokens,
         };
@@ -224,7 +211,7 @@ impl Trainer {
         progress.rows_given += batch.x.rows() as u64;
         progress.tokens_seen += sums.tokens as u64;
         progress.pending_tokens += sums.tokens as u64;
-        let mut stats = statistics(&sums, &self.options, progress);
+        let mut stats = statistics(&sums, &loss, &self.options, progress);
         progress.observe(&stats, sums.smallest);
         if batch.accumulate || progress.pending_tokens == 0 {
             return Ok(stats);
@@ -256,23 +243,26 @@ impl Trainer {
 
     fn check_batch<'a>(&self, batch: &Batch<'a>) -> Result<TrainingRows<'a>> {
         let rows = batch.x.rows();
-        self.check_rows("x", &batch.x, rows)?;
+        self.check_rows("x", &batch.x, rows, self.options.d)?;
         if rows > self.options.max_batch_tokens {
             let most = self.options.max_batch_tokens;
             return fail!(InvalidTensor, "x: {rows} rows are more than max_batch_tokens, which is {most}");
         }
         if let Some(addend) = &batch.addend {
-            self.check_rows("addend", addend, rows)?;
+            self.check_rows("addend", addend, rows, self.options.d)?;
         }
-        if batch.target.is_some() {
-            return fail!(Unsupported, "target: transcoders cannot be trained yet; leave it absent");
+        self.check_target(batch.target.is_some())?;
+        if let Some(target) = &batch.target {
+            self.check_rows("target", target, rows, self.options.d_out)?;
         }
         if let Some(mask) = &batch.row_mask {
             check_tensor("row_mask", mask, &[rows], |t| t == DType::I32, "i32")?;
             check_host("row_mask", mask)?;
         }
+        let Scales { input: scale, output } = self.progress.as_ref().map_or(Scales::default(), |p| p.scales);
         let input = Input { x: batch.x, addend: batch.addend, round_sum: batch.round_sum };
-        Ok(TrainingRows { input, mask: batch.row_mask })
+        let target = batch.target.map(|target| (target, output));
+        Ok(TrainingRows { input, scale, target, mask: batch.row_mask })
     }
 
     /// Saves everything needed to go on to the same bits into a folder, atomically: whatever happens, the folder holds
@@ -303,50 +293,7 @@ impl Trainer {
         let Some(progress) = &self.progress else {
             return fail!(BadState, "the run is not started, so there is nothing to export");
         };
-        let (role, correction) = match what {
-            Export::Weights => (Role::Weight, 1.0),
-            Export::Ema if self.options.no_ema => {
-                return fail!(BadState, "no_ema was asked for, so there is no moving average to export");
-            }
-            Export::Ema if progress.step == 0 => {
-                return fail!(BadState, "the moving average is empty before the first step");
-            }
-            Export::Ema => {
-                let decay = f64::from(self.options.ema_decay);
-                (Role::Ema, 1.0 / (1.0 - decay.powf(progress.step as f64)))
-            }
-        };
-        let TrainOptions { d, n_latents: n, .. } = self.options;
-        let read = |parameter: Parameter, values: &mut [f32]| -> Result<()> {
-            self.backend.read(role, parameter, values)?;
-            if role == Role::Ema {
-                values.iter_mut().for_each(|v| *v = (f64::from(*v) * correction) as f32);
-            }
-            Ok(())
-        };
-        let (mut w_enc, mut w_dec) = (Array::zeroed(n * d)?, Array::zeroed(n * d)?);
-        let (mut b_enc, mut b_dec) = (try_vec(0.0, n)?, try_vec(0.0, d)?);
-        read(Parameter::WEnc, &mut w_enc)?;
-        read(Parameter::BEnc, &mut b_enc)?;
-        read(Parameter::WDec, &mut w_dec)?;
-        read(Parameter::BDec, &mut b_dec)?;
-        if role == Role::Ema {
-            for row in w_dec.chunks_exact_mut(d) {
-                let norm = norm_of(row);
-                scale_rows(row, d, |_| if norm > 0.0 { 1.0 / f64::from(norm) } else { 1.0 });
-            }
-        }
-        let matrix = |values: Array<f32>| Matrix::new(values.into_storage(), DType::F32, n, d);
-        let mut weights = Weights::new(matrix(w_enc)?, b_enc, matrix(w_dec)?, b_dec);
-        if self.options.recipe.competes_over_batch() {
-            weights.threshold = Some(try_vec(progress.threshold.value(), n)?);
-        }
-        let mut spec = self.options.spec();
-        // What is measured of normalised rows is not what others would measure of the inputs.
-        let fvu = progress.reference.fvu.filter(|_| spec.normalization == Normalization::None);
-        let measured = Reference { fvu, ..progress.reference };
-        spec.convention.reference = Some(spec.convention.reference.unwrap_or_default().or(Some(measured)));
-        Sae::new(spec, weights)
+        export::export(&self.options, progress, self.backend.as_ref(), what)
     }
 }
 
@@ -357,30 +304,11 @@ fn check_host(name: &str, tensor: &Tensor<'_>) -> Result<()> {
     Ok(())
 }
 
-/// All rows of a matrix, as f32.
-fn read_rows(matrix: &Matrix, out: &mut [f32]) {
-    if matrix.dtype() == DType::F32 {
-        out.copy_from_slice(matrix.rows_f32(0, matrix.rows(), &mut []));
-    } else {
-        matrix.rows_f32(0, matrix.rows(), out);
-    }
-}
-
-/// The Euclidean norm, summed in f64 and rounded once.
-fn norm_of(row: &[f32]) -> f32 {
-    row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt() as f32
-}
-
-fn scale_rows(rows: &mut [f32], d: usize, scale: impl Fn(usize) -> f64) {
-    for (i, row) in rows.chunks_exact_mut(d).enumerate() {
-        row.iter_mut().for_each(|w| *w = (f64::from(*w) * scale(i)) as f32);
-    }
-}
-
 /// What a batch's sums say, before a step is made.
-fn statistics(sums: &BatchSums, options: &TrainOptions, progress: &Progress) -> StepStats {
+fn statistics(sums: &BatchSums, loss: &LossParameters, options: &TrainOptions, progress: &Progress) -> StepStats {
     let tokens = sums.tokens.max(1) as f64;
-    let mse = sums.reconstruction / (tokens * options.d as f64 * progress.normalizer);
+    let whole = tokens * options.d_out as f64 * progress.normalizer;
+    let (mse, sparsity) = (sums.reconstruction / whole, loss.sparsity_coefficient * sums.penalty / whole);
     StepStats {
         step: progress.step,
         applied: false,
@@ -388,10 +316,10 @@ fn statistics(sums: &BatchSums, options: &TrainOptions, progress: &Progress) -> 
         tokens_masked: sums.tokens_masked,
         tokens_not_finite: sums.tokens_not_finite,
         tokens_seen: progress.tokens_seen,
-        loss: mse + sums.aux_loss,
+        loss: mse + sums.aux_loss + sparsity,
         mse,
         aux: sums.aux_loss,
-        sparsity: 0.0,
+        sparsity,
         fvu: if sums.squared_deviation > 0.0 { sums.squared_error / sums.squared_deviation } else { 0.0 },
         l0: sums.active as f64 / tokens,
         dead: sums.dead,

@@ -2,10 +2,10 @@
 
 use bytemuck::Zeroable;
 use proptest::prelude::*;
-use sae::backend::Pool;
 use sae::backend::cpu::{Kernels, training::CpuTraining};
 use sae::backend::cuda::params::*;
 use sae::backend::training::{LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape};
+use sae::backend::{Input, Pool};
 use sae::sae::{Architecture, Matrix as Weights, Normalization, Sae, Spec};
 use sae::tensor::{DType, Tensor};
 
@@ -14,8 +14,14 @@ use crate::config;
 use crate::encode::same;
 use crate::rig::{FeatureMemory, Memory, Rig, Route, at, at_mut, launch, round_up};
 
-const LOSS: LossParameters =
-    LossParameters { k: 0, normalizer: 1.7, aux_coefficient: 0.25, fired: 1e-3, dead_after_tokens: 5000 };
+const LOSS: LossParameters = LossParameters {
+    k: 0,
+    normalizer: 1.7,
+    aux_coefficient: 0.25,
+    sparsity_coefficient: 0.0,
+    fired: 1e-3,
+    dead_after_tokens: 5000,
+};
 
 /// Everything kept of the three parameters that latents have.
 struct Run {
@@ -61,8 +67,8 @@ proptest! {
         for step in 1..=2u64 {
             for _ in 0..2 {
                 let x: Vec<f32> = (0..rows * d).map(|_| numbers.unit() * 3.0).collect();
-                let input = Tensor::new(&x, &[rows, d]).unwrap().into();
-                cpu.accumulate(&TrainingRows { input, mask: None }, &LOSS).unwrap();
+                let input = Input::from(Tensor::new(&x, &[rows, d]).unwrap());
+                cpu.accumulate(&TrainingRows::from(input), &LOSS).unwrap();
                 run.accumulate(&shape, &b_dec, &x, seed % 4);
             }
             for (which, parameter) in PARAMETERS.iter().enumerate() {

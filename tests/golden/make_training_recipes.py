@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
-D, N, K, K_AUX, T, STEPS = 16, 64, 4, 8, 48, 20
+D, D_OUT, N, K, K_AUX, T, STEPS = 16, 20, 64, 4, 8, 48, 20
 DEAD_AFTER = 5 * T
 ALPHA, LR, CLIP, EMA_DECAY = 1 / 32, 2e-3, 0.15, 0.9
 BETA1, BETA2, EPSILON = 0.9, 0.999, 6.25e-10
 PREFIXES, PREFIX_WEIGHTS = [8, 24, 64], [0.5, 2.0, 1.0]
+L1, L0, GATE_L1 = 0.3, 0.2, 0.2  # coefficients, of which the first steps have a quarter, a half …
+SPARSITY_WARMUP = 4
+BANDWIDTH, TARGET_L0, TANH_SCALE = 0.5, 6.0, 4.0
 F64 = torch.float64
 
 
@@ -31,6 +34,13 @@ def data(rows: int, d: int, seed: int) -> torch.Tensor:
     return (strength @ directions * 4 + offset + 0.05 * draw(rows, d)).float().double()
 
 
+def target(x: torch.Tensor) -> torch.Tensor:
+    """What a transcoder reconstructs: of another width, and no linear function of the input."""
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randn(D, D_OUT, dtype=F64, generator=generator)
+    return (torch.tanh(x @ matrix / 4) * 3 + 0.3 * x @ matrix + 1).float().double()
+
+
 def start(recipe: str) -> dict[str, torch.Tensor]:
     """Weights of which the second half of the latents hardly fires."""
     generator = torch.Generator().manual_seed(7)
@@ -38,9 +48,19 @@ def start(recipe: str) -> dict[str, torch.Tensor]:
     w_enc, b_enc = 0.6 * w_dec, torch.zeros(N, dtype=F64)
     if recipe == "abs_top_k":
         w_enc[N // 2 :] *= 0.02
-    elif recipe in ("top_k", "multi_top_k", "batch_top_k", "matryoshka"):
+    elif recipe in ("top_k", "multi_top_k", "batch_top_k", "matryoshka", "transcoder"):
         b_enc[N // 2 :] = -2.0
     weights = {"W_enc": w_enc, "b_enc": b_enc, "W_dec": w_dec, "b_dec": data(T, D, 1).mean(0)}
+    if "transcoder" in recipe:
+        draw = lambda *shape: torch.randn(*shape, dtype=F64, generator=generator)
+        weights |= {"W_dec": normalize(draw(N, D_OUT), dim=1), "b_dec": target(data(T, D, 1)).mean(0)}
+        if recipe == "skip_transcoder":
+            weights["W_skip"] = 0.1 * draw(D_OUT, D)
+    uniform = lambda low, high: low + (high - low) * torch.rand(N, dtype=F64, generator=generator)
+    if recipe.startswith("jump_relu"):
+        weights["threshold"] = uniform(0.26, 0.6)
+    elif recipe == "gated":
+        weights |= {"r_mag": uniform(-0.3, 0.3), "b_gate": uniform(-0.3, 0.1), "b_enc": uniform(-0.5, 0.1)}
     weights = {name: value.float().double() for name, value in weights.items()}
     weights["W_dec"] = normalize(weights["W_dec"], dim=1).float().double()
     return weights
@@ -49,13 +69,20 @@ def start(recipe: str) -> dict[str, torch.Tensor]:
 class Batch:
     """What a loss is computed from: the input, pre-activations, which latents are dead."""
 
-    def __init__(self, x: torch.Tensor, weights: dict, normalizer: float):
-        self.x, self.w = x, weights
-        self.variance = normalizer * x.shape[1]  # of the whole vector
-        self.h = (x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"]
+    def __init__(self, x: torch.Tensor, weights: dict, normalizer: float, warmth: float = 1.0, y: torch.Tensor | None = None):
+        self.w, self.warmth, self.skipped = weights, warmth, 0
+        self.x, centre = (x, weights["b_dec"]) if y is None else (y, 0)  # what is reconstructed
+        self.given = x - centre
+        self.variance = normalizer * self.x.shape[1]  # of the whole vector
+        self.h = self.given @ weights["W_enc"].T + weights["b_enc"]
+        if "W_skip" in weights:
+            self.skipped = x @ weights["W_skip"].T
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return z @ self.w["W_dec"] + self.w["b_dec"]
+        return z @ self.w["W_dec"] + self.w["b_dec"] + self.skipped
+
+    def penalty(self, coefficient: float, sums: torch.Tensor) -> torch.Tensor:
+        return self.warmth * coefficient * sums.mean() / self.variance
 
     def square(self, x_hat: torch.Tensor) -> torch.Tensor:
         return ((x_hat - self.x) ** 2).sum(1).mean() / self.variance
@@ -104,8 +131,61 @@ def matryoshka(b: Batch):
     return z, b.decode(z), {"mse": sum(parts)}
 
 
-RECIPES = {f.__name__: f for f in (top_k, multi_top_k, abs_top_k, batch_top_k, matryoshka)}
-WITH_AUX = {"top_k", "multi_top_k", "abs_top_k", "batch_top_k", "matryoshka"}
+def relu(b: Batch):
+    z = torch.relu(b.h)
+    l1 = (z * b.w["W_dec"].norm(dim=1)).sum(1)
+    return z, b.decode(z), {"mse": b.square(b.decode(z)), "sparsity": b.penalty(L1, l1)}
+
+
+class Estimated(torch.autograd.Function):
+    """JumpReLU or the step, whose gradient by the threshold is estimated from the positive scores near it."""
+
+    @staticmethod
+    def forward(context, h, threshold, step):
+        context.save_for_backward(h, threshold)
+        context.step = step
+        return (h > threshold).to(h) if step else h * (h > threshold)
+
+    @staticmethod
+    def backward(context, g):
+        h, threshold = context.saved_tensors
+        near = ((h > 0) & ((h - threshold).abs() < BANDWIDTH / 2)) / BANDWIDTH * g
+        by_h = torch.zeros_like(h) if context.step else (h > threshold) * g
+        return by_h, -(near if context.step else threshold * near).sum(0), None
+
+
+def jump_relu(b: Batch, penalty: str = "step"):
+    h = torch.relu(b.h)
+    z = Estimated.apply(h, b.w["threshold"], False)
+    l0 = Estimated.apply(h, b.w["threshold"], True).sum(1)
+    if penalty == "tanh":
+        s = torch.tanh(TANH_SCALE * z * b.w["W_dec"].norm(dim=1)).sum(1)
+    else:
+        s = l0 if penalty == "step" else 2 / TARGET_L0 * (l0 - TARGET_L0) ** 2
+    return z, b.decode(z), {"mse": b.square(b.decode(z)), "sparsity": b.penalty(L0, s)}
+
+
+def jump_relu_tanh(b: Batch):
+    return jump_relu(b, "tanh")
+
+
+def jump_relu_quadratic(b: Batch):
+    return jump_relu(b, "quadratic")
+
+
+def gated(b: Batch):
+    product = b.given @ b.w["W_enc"].T
+    gate = product + b.w["b_gate"]
+    z = (gate > 0) * torch.relu(product * b.w["r_mag"].exp() + b.w["b_enc"])
+    frozen = torch.relu(gate) @ b.w["W_dec"].detach() + b.w["b_dec"].detach()
+    parts = {"mse": b.square(b.decode(z)), "aux": b.square(frozen), "sparsity": b.penalty(GATE_L1, torch.relu(gate).sum(1))}
+    return z, b.decode(z), parts
+
+
+RECIPES = {f.__name__: f for f in (top_k, multi_top_k, abs_top_k, batch_top_k, matryoshka, relu, jump_relu, jump_relu_tanh)}
+RECIPES |= {f.__name__: f for f in (jump_relu_quadratic, gated)}
+RECIPES |= {"transcoder": top_k, "skip_transcoder": relu}
+WITH_AUX = {"top_k", "multi_top_k", "abs_top_k", "batch_top_k", "matryoshka", "transcoder"}
 
 
 def aux_k(recipe: str, b: Batch, x_hat: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
@@ -122,7 +202,8 @@ def aux_k(recipe: str, b: Batch, x_hat: torch.Tensor, dead: torch.Tensor) -> tor
 def train(recipe: str) -> dict[str, torch.Tensor]:
     first_weights = start(recipe)
     batches = data(STEPS * T, D, 1).reshape(STEPS, T, D)
-    sample = batches.reshape(-1, D)
+    targets = target(batches) if "transcoder" in recipe else [None] * STEPS
+    sample = (targets if "transcoder" in recipe else batches).flatten(0, 1)
     normalizer = ((sample - sample.mean(0)) ** 2).mean().item()
     weights = {name: value.clone().requires_grad_() for name, value in first_weights.items()}
     zeros = lambda: {name: torch.zeros_like(value) for name, value in first_weights.items()}
@@ -130,7 +211,7 @@ def train(recipe: str) -> dict[str, torch.Tensor]:
     unfired = torch.zeros(N, dtype=torch.int64)
     reports, smallest = [], []
     for step in range(1, STEPS + 1):
-        batch = Batch(batches[step - 1], weights, normalizer)
+        batch = Batch(batches[step - 1], weights, normalizer, min(1, step / SPARSITY_WARMUP), targets[step - 1])
         z, x_hat, parts = RECIPES[recipe](batch)
         unfired = torch.where((z.abs() > 1e-3).any(0), 0, unfired + T)
         dead = unfired >= DEAD_AFTER
@@ -153,6 +234,8 @@ def train(recipe: str) -> dict[str, torch.Tensor]:
                 root = torch.sqrt(second[name] / (1 - BETA2**step))
                 value -= LR * (first[name] / (1 - BETA1**step)) / (root + EPSILON)
             rows /= rows.norm(dim=1, keepdim=True)
+            if "threshold" in weights:
+                weights["threshold"].clamp_(min=0)
         fvu = ((x_hat - batch.x) ** 2).sum() / ((batch.x - batch.x.mean(0)) ** 2).sum()
         part = lambda name: parts.get(name, torch.zeros(())).item()
         l0 = (z != 0).sum(1).double().mean().item()
@@ -162,12 +245,14 @@ def train(recipe: str) -> dict[str, torch.Tensor]:
     alive = torch.tensor(reports) > 0
     assert (alive[:, 1].sum() > 10) == ("aux" in parts) and (alive[:, 2].sum() > 10) == ("sparsity" in parts), recipe
     assert alive[:, 0].all() and sum(r[6] > CLIP for r in reports) > 10, (recipe, reports)
-    print("{:12s} mse {:.4f} → {:.4f}  aux {:.5f}  sparsity {:.4f}  l0 {:.2f}  dead {:.0f}  |grad| {:.3f}".format(
+    print("{:20s} mse {:.4f} → {:.4f}  aux {:.5f}  sparsity {:.4f}  l0 {:.2f}  dead {:.0f}  |grad| {:.3f}".format(
         recipe, reports[0][0], *reports[-1][:3], *reports[-1][4:]))
     for value in ema.values():
         value /= 1 - EMA_DECAY**STEPS
     ema["W_dec"] /= ema["W_dec"].norm(dim=1, keepdim=True)
     out = {"batches": batches.float(), "reports": torch.tensor(reports, dtype=F64), "smallest": torch.tensor(smallest, dtype=F64)}
+    if "transcoder" in recipe:
+        out["targets"] = targets.float()
     out |= {f"start.{name}": value.float() for name, value in first_weights.items()}
     out |= {f"end.{name}": value.detach() for name, value in weights.items()}
     out |= {f"ema.{name}": value for name, value in ema.items()}
@@ -221,6 +306,29 @@ def hold_against_dictionary_learning() -> None:
     theirs |= {"W_dec": trainer.ae.W_dec.grad, "b_dec": trainer.ae.b_dec.grad}
     agree("dictionary_learning's Matryoshka", gradients("matryoshka", x), loss.item(), theirs)
 
+    from dictionary_learning.trainers.gdm import GatedSAETrainer
+    from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
+
+    common.pop("k")
+    for recipe, trainer in [
+        ("relu", StandardTrainerAprilUpdate(**common, sparsity_warmup_steps=None, l1_penalty=L1)),
+        ("gated", GatedSAETrainer(**common, sparsity_warmup_steps=None, l1_penalty=GATE_L1)),
+    ]:
+        ae, at = trainer.ae.double(), start(recipe)
+        ours = {"W_enc": ae.encoder.weight, "W_dec": ae.decoder.weight}
+        if recipe == "relu":
+            ours |= {"b_enc": ae.encoder.bias, "b_dec": ae.bias}
+        else:
+            ours |= {"b_enc": ae.mag_bias, "b_gate": ae.gate_bias, "r_mag": ae.r_mag, "b_dec": ae.decoder_bias}
+        turned = lambda name, value: value.T if name == "W_dec" else value
+        with torch.no_grad():
+            for name, value in ours.items():
+                value.copy_(turned(name, at[name]))
+        loss = trainer.loss(x, step=0)
+        loss.backward()
+        theirs = {name: turned(name, value.grad) for name, value in ours.items()}
+        agree(f"dictionary_learning's {type(trainer).__name__}", gradients(recipe, x), loss.item(), theirs)
+
 
 def hold_against_sparsify() -> None:
     """Its gradients reach the decoder alone, whatever the loss."""
@@ -239,12 +347,50 @@ def hold_against_sparsify() -> None:
     loss.backward()
     agree("sparsify's Multi-TopK", gradients("multi_top_k", x), loss.item(), {"W_dec": coder.W_dec.grad})
 
+    at, y = start("skip_transcoder"), target(x)
+    coder = SparseCoder(D, SparseCoderConfig(num_latents=N, k=N, skip_connection=True, transcode=True), dtype=F64)
+    # It knows one width only: what goes beyond is left out here.
+    with torch.no_grad():
+        coder.encoder.weight.copy_(at["W_enc"]), coder.encoder.bias.copy_(at["b_enc"])
+        coder.W_dec = torch.nn.Parameter(at["W_dec"][:, :D].clone())
+        coder.b_dec.copy_(at["b_dec"][:D]), coder.W_skip.copy_(at["W_skip"][:D])
+    loss = coder(x, y[:, :D]).fvu * ((y - y.mean(0))[:, :D] ** 2).sum() / T
+    loss.backward()
+    w = {name: value.clone().requires_grad_() for name, value in at.items()}
+    b = Batch(x, w, 1 / D, y=y)
+    (((b.decode(torch.relu(b.h)) - y)[:, :D] ** 2).sum() / T).backward()
+    for name, theirs in [("W_skip", coder.W_skip.grad), ("b_dec", coder.b_dec.grad)]:
+        ours = w[name].grad[:D]
+        assert (ours - theirs).norm() < 1e-9 * theirs.norm(), name
+    print("sparsify's skip transcoder: gradients agree")
+
 
 def hold_against_saelens() -> None:
     from sae_lens.saes.abstopk_sae import AbsTopK
 
     h = Batch(data(T, D, 1), start("abs_top_k"), 1).h
     assert torch.equal(AbsTopK(K)(h), keep(h, K, h.abs()))
+
+    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+    from sae_lens.saes.sae import TrainStepInput
+
+    x = data(T, D, 1)
+    for recipe, mode in [("jump_relu", "step"), ("jump_relu_tanh", "tanh"), ("jump_relu_quadratic", "quadratic")]:
+        config = JumpReLUTrainingSAEConfig(
+            d_in=D, d_sae=N, dtype="float64", device="cpu", jumprelu_bandwidth=BANDWIDTH, jumprelu_sparsity_loss_mode=mode,
+            l0_coefficient=L0, target_l0=TARGET_L0, jumprelu_tanh_scale=TANH_SCALE, apply_b_dec_to_input=True,
+        )
+        sae, at = JumpReLUTrainingSAE(config), start(recipe)
+        sae.threshold = torch.nn.Parameter(sae.threshold.data.double())
+        turned = lambda name, value: value.T if name == "W_enc" else value
+        with torch.no_grad():
+            for name, value in at.items():
+                getattr(sae, name).copy_(turned(name, value))
+        step = TrainStepInput(sae_in=x, coefficients={"l0": L0}, dead_neuron_mask=None, n_training_steps=1, is_logging_step=False)
+        loss = sae.training_forward_pass(step).loss
+        loss.backward()
+        theirs = {name: turned(name, getattr(sae, name).grad) for name in at}
+        agree(f"SAELens's JumpReLU, {mode}", gradients(recipe, x), loss.item(), theirs)
 
 
 if __name__ == "__main__":

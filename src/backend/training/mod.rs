@@ -3,12 +3,15 @@
 
 mod rule;
 
+use serde::{Deserialize, Serialize};
+
 use super::Input;
 use crate::error::Result;
 use crate::sae::Normalization;
 use crate::tensor::Tensor;
 
-pub use rule::{Level, MULTI_FACTOR, MULTI_WEIGHT, Rule};
+pub(crate) use rule::gated;
+pub use rule::{JumpRelu, Level, MULTI_FACTOR, MULTI_WEIGHT, Penalty, Rule};
 
 /// The sizes of a run; a backend's memory follows from them.
 #[derive(Clone, Debug)]
@@ -17,6 +20,14 @@ pub struct TrainingShape {
     pub rule: Rule,
     /// Width of the activations.
     pub d: usize,
+    /// Width of what is reconstructed; another than `d` only for transcoders.
+    pub d_out: usize,
+    /// Whether it is something else than the input that is reconstructed; b_dec is not subtracted from inputs then.
+    pub transcoder: bool,
+    /// Whether a matrix goes from the input straight to the output.
+    pub skip: bool,
+    /// What stays as it is.
+    pub frozen: Vec<Parameter>,
     /// Number of latents.
     pub n_latents: usize,
     /// The most latents kept per token at any time of the run, on average where the batch chooses; of no meaning to rules
@@ -36,26 +47,65 @@ impl TrainingShape {
     /// A run by TopK for one token at a time, without AuxK, moving average or normalisation.
     pub fn top_k(k: usize, d: usize, n_latents: usize) -> Self {
         let normalization = Normalization::None;
-        Self { rule: Rule::TopK, d, n_latents, k, k_aux: 0, max_tokens: 1, ema: false, normalization }
+        Self {
+            rule: Rule::TopK,
+            d,
+            d_out: d,
+            transcoder: false,
+            skip: false,
+            frozen: Vec::new(),
+            n_latents,
+            k,
+            k_aux: 0,
+            max_tokens: 1,
+            ema: false,
+            normalization,
+        }
     }
 
     /// What is trained, in the order in which it is stored.
     pub fn parameters(&self) -> impl Iterator<Item = Parameter> + use<> {
-        Parameter::COMMON.into_iter().chain(self.rule.parameters().iter().copied())
+        let skip = self.skip.then_some(Parameter::WSkip);
+        Parameter::COMMON.into_iter().chain(self.rule.parameters().iter().copied()).chain(skip)
+    }
+
+    /// The dimensions of a parameter.
+    pub fn dims(&self, parameter: Parameter) -> Vec<usize> {
+        let Self { d, d_out, n_latents: n, .. } = *self;
+        match parameter {
+            Parameter::WEnc => vec![n, d],
+            Parameter::WDec => vec![n, d_out],
+            Parameter::BEnc | Parameter::Threshold | Parameter::BGate | Parameter::RMag => vec![n],
+            Parameter::BDec => vec![d_out],
+            Parameter::WSkip => vec![d_out, d],
+        }
+    }
+
+    /// How many numbers a parameter has; at most `usize::MAX`.
+    pub fn len(&self, parameter: Parameter) -> usize {
+        self.dims(parameter).into_iter().fold(1, usize::saturating_mul)
     }
 }
 
 /// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Parameter {
     /// `[n, d]`.
     WEnc,
     /// `[n]`.
     BEnc,
-    /// `[n, d]`.
+    /// `[n, d_out]`.
     WDec,
-    /// `[d]`.
+    /// `[d_out]`.
     BDec,
+    /// `[n]`, at least 0: JumpReLU's θ.
+    Threshold,
+    /// `[n]`: the gate's bias.
+    BGate,
+    /// `[n]`: the logarithm of the magnitude's factor.
+    RMag,
+    /// `[d_out, d]`: the skip path.
+    WSkip,
 }
 
 impl Parameter {
@@ -69,15 +119,10 @@ impl Parameter {
             Self::BEnc => "b_enc",
             Self::WDec => "W_dec",
             Self::BDec => "b_dec",
-        }
-    }
-
-    /// Its dimensions.
-    pub fn dims(self, n_latents: usize, d: usize) -> Vec<usize> {
-        match self {
-            Self::WEnc | Self::WDec => vec![n_latents, d],
-            Self::BEnc => vec![n_latents],
-            Self::BDec => vec![d],
+            Self::Threshold => "threshold",
+            Self::BGate => "b_gate",
+            Self::RMag => "r_mag",
+            Self::WSkip => "W_skip",
         }
     }
 }
@@ -103,11 +148,21 @@ pub enum Role {
 pub struct TrainingRows<'a> {
     /// `[T, d]`.
     pub input: Input<'a>,
+    /// By what it is multiplied.
+    pub scale: f32,
+    /// `[T, d_out]`: what is reconstructed, for transcoders, and by what it is multiplied.
+    pub target: Option<(Tensor<'a>, f32)>,
     /// `[T]` i32: rows with 0 are left out.
     pub mask: Option<Tensor<'a>>,
 }
 
-/// The constants of the losses.
+impl<'a> From<Input<'a>> for TrainingRows<'a> {
+    fn from(input: Input<'a>) -> Self {
+        Self { input, scale: 1.0, target: None, mask: None }
+    }
+}
+
+/// The constants of the losses. A token's is `(‖x − x̂‖² + λ S) / (d · normalizer)`, and AuxK's or another part beside it.
 #[derive(Clone, Copy, Debug)]
 pub struct LossParameters {
     /// Latents kept per token now. 0: as many as the shape has.
@@ -116,6 +171,8 @@ pub struct LossParameters {
     pub normalizer: f64,
     /// AuxK's coefficient.
     pub aux_coefficient: f64,
+    /// The coefficient λ of what holds activations down.
+    pub sparsity_coefficient: f64,
     /// A latent has fired when its activation exceeds this.
     pub fired: f32,
     /// Tokens without firing after which a latent is dead.
@@ -137,8 +194,11 @@ pub struct BatchSums {
     pub reconstruction: f64,
     /// `Σ (x − mean_rows(x))²`.
     pub squared_deviation: f64,
-    /// `α · Σ (ê − e)² / Σ (e − mean_rows(e))²`, or 0.
+    /// `α · Σ (ê − e)² / Σ (e − mean_rows(e))²`, or 0. For Gated, the mean squared error of what the gates decode to, divided
+    /// by the normalizer.
     pub aux_loss: f64,
+    /// `Σ S` of what holds activations down, without its coefficient.
+    pub penalty: f64,
     /// Active latents.
     pub active: u64,
     /// Latents that are dead now.

@@ -1,5 +1,6 @@
 //! AuxK: dead latents learn to explain what the others leave over.
 
+use super::activation::Activation;
 use super::backward::{self, LatentLists};
 use super::dense::Dense;
 use super::forward::{Problem, Reconstruction};
@@ -56,9 +57,10 @@ impl Aux {
     pub(super) fn new(shape: &TrainingShape, rows: usize) -> Result<Self> {
         let n = shape.n_latents;
         let signed = shape.rule == Rule::AbsTopK;
-        let fit = Reconstruction::new(rows, shape.d, shape.k_aux, 1)?;
-        // Dense products are by positive activations alone.
-        let dense = Dense::new(if signed { 0 } else { n.min(FEW * shape.k_aux) }, rows, shape.d)?;
+        let fit = Reconstruction::new(rows, shape.d_out, shape.k_aux, 1, 0)?;
+        // Dense products are by positive activations alone, and of rows of one length.
+        let dense =
+            Dense::new(if signed || shape.d_out != shape.d { 0 } else { n.min(FEW * shape.k_aux) }, rows, shape.d)?;
         Ok(Self { k: shape.k_aux, rows, signed, fit, dense, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)? })
     }
 
@@ -73,19 +75,19 @@ impl Aux {
         loss: &LossParameters,
     ) -> f64 {
         let State { weights, gradient, unfired, .. } = state;
-        let d = weights.b_dec.len();
+        let d_out = weights.b_dec.len();
         let all_dead = (0..unfired.len()).filter(|&i| unfired[i] >= loss.dead_after_tokens);
         let mut dead = 0;
         for i in all_dead {
             (self.dead[dead], self.b_enc[dead]) = (i as u32, weights.b_enc[i]);
             dead += 1;
         }
-        let deviation = if dead > 0 { squared_deviation(workers.pool, errors, d) } else { 0.0 };
+        let deviation = if dead > 0 { squared_deviation(workers.pool, errors, d_out) } else { 0.0 };
         if deviation == 0.0 {
             return 0.0;
         }
         // Gradients are sums over tokens that the step divides by their number; the loss is a ratio, free of it.
-        let tokens = (inputs.len() / d) as f64;
+        let tokens = (errors.len() / d_out) as f64;
         let task = Leftovers {
             dead: &self.dead[..dead],
             b_enc: &self.b_enc[..dead],
@@ -115,15 +117,17 @@ fn add_sparse(
     (fit, lists): (&mut Reconstruction, &mut LatentLists),
 ) -> f64 {
     let &Leftovers { dead: ids, b_enc, k, inputs, errors, pull, rows } = task;
-    let d = weights.b_dec.len();
+    let d_out = weights.b_dec.len();
+    let d = weights.w_enc.len() / weights.b_enc.len();
     let rows_of = Rows::Picked { values: &weights.w_enc, d, ids };
     let encoder = Encoder { selection, ..Encoder::top_k(rows_of, b_enc, k) };
     let mut squares = 0.0;
-    for (inputs, targets) in inputs.chunks(rows * d).zip(errors.chunks(rows * d)) {
+    for (inputs, targets) in inputs.chunks(rows * d).zip(errors.chunks(rows * d_out)) {
         let w_dec = &weights.w_dec;
-        let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec, pull, levels: Levels::One };
+        let (levels, activation) = (Levels::One, Activation::Score);
+        let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec, pull, levels, activation };
         fit.fit(workers, &problem, k);
-        squares += fit.squared_error();
+        squares += fit.sums().squared_error;
         backward::add(workers, &problem, fit, lists, gradient);
     }
     squares
@@ -164,8 +168,15 @@ mod tests {
         if !dense {
             aux.dense = Dense::new(0, rows, d).unwrap();
         }
-        let mut lists = LatentLists::new(n, rows * k_aux, 1).unwrap();
-        let loss = LossParameters { k: 0, normalizer: 1.0, aux_coefficient: 0.5, fired: 0.0, dead_after_tokens: 1 };
+        let mut lists = LatentLists::new(n, rows * k_aux, 1, 0).unwrap();
+        let loss = LossParameters {
+            k: 0,
+            normalizer: 1.0,
+            aux_coefficient: 0.5,
+            sparsity_coefficient: 0.0,
+            fired: 0.0,
+            dead_after_tokens: 1,
+        };
         let losses = [5, 6].map(|seed| {
             let slots = Slots::new(memory.as_mut_slice(), plan);
             let workers = Workers { kernels, pool: &pool, slots: &slots };
@@ -173,7 +184,7 @@ mod tests {
             aux.add(&workers, &mut state, &mut lists, &inputs, &errors, &loss)
         });
         let read = |parameter: Parameter| {
-            let mut values = vec![0.0; parameter.dims(n, d).iter().product()];
+            let mut values = vec![0.0; shape.len(parameter)];
             state.gradient.read(parameter, &mut values);
             values
         };

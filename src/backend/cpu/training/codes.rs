@@ -20,11 +20,15 @@ pub(super) struct Codes {
     pub values: Array<f32>,
     /// The loss's gradient by each score.
     pub pulls: Array<f32>,
+    /// Gradients by the rule's own parameters, `extra` of them: of each row `[extra, slots in use]`, from `extra` times its
+    /// start on.
+    pub extras: Array<f32>,
+    pub extra: usize,
 }
 
 impl Codes {
-    /// For rows with spans of `width` slots each.
-    pub(super) fn new(max_rows: usize, width: usize) -> Result<Self> {
+    /// For rows with spans of `width` slots each, with `extra` numbers more for each slot.
+    pub(super) fn new(max_rows: usize, width: usize, extra: usize) -> Result<Self> {
         let slots = max_rows.saturating_mul(width);
         let mut starts = Array::<u32>::zeroed(max_rows + 1)?;
         starts.iter_mut().enumerate().for_each(|(row, start)| *start = (row * width) as u32);
@@ -35,6 +39,8 @@ impl Codes {
             indices: Array::zeroed(slots)?,
             values: Array::zeroed(slots)?,
             pulls: Array::zeroed(slots)?,
+            extras: Array::zeroed(slots.saturating_mul(extra))?,
+            extra,
         })
     }
 
@@ -49,13 +55,15 @@ impl Codes {
 pub(super) struct Spans<'a, T> {
     data: *mut T,
     starts: &'a [u32],
+    /// Numbers of a slot.
+    each: usize,
     borrow: PhantomData<&'a mut [T]>,
 }
 
-/// Cuts an array into the spans between `starts`, one fewer than there are of those.
-pub(super) fn spans<'a, T>(data: &'a mut [T], starts: &'a [u32]) -> Spans<'a, T> {
-    assert!(starts.is_sorted() && starts.last().is_none_or(|&end| end as usize <= data.len()));
-    Spans { data: data.as_mut_ptr(), starts, borrow: PhantomData }
+/// Cuts an array with `each` numbers of a slot into the spans between `starts`, one fewer than there are of those.
+pub(super) fn spans<'a, T>(data: &'a mut [T], starts: &'a [u32], each: usize) -> Spans<'a, T> {
+    assert!(starts.is_sorted() && starts.last().is_none_or(|&end| end as usize * each <= data.len()));
+    Spans { data: data.as_mut_ptr(), starts, each, borrow: PhantomData }
 }
 
 // SAFETY: it stands for `&mut [T]`, whose parts go to one thread each.
@@ -70,7 +78,7 @@ unsafe impl<'a, T: Send> Parts for Spans<'a, T> {
     }
 
     unsafe fn part(&self, i: usize) -> &'a mut [T] {
-        let (start, end) = (self.starts[i] as usize, self.starts[i + 1] as usize);
+        let [start, end] = [i, i + 1].map(|i| self.starts[i] as usize * self.each);
         // SAFETY: within the slice borrowed for 'a, as `spans` checked; not in use by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), end - start) }
     }

@@ -1,5 +1,6 @@
 //! From rows to sparse codes, what they leave unexplained, and how the loss pulls at each code.
 
+use super::activation::{Activation, Slots};
 use super::codes::{Codes, spans};
 use super::levels::Levels;
 use crate::backend::cpu::Kernels;
@@ -26,6 +27,7 @@ pub(super) struct Problem<'a> {
     pub w_dec: &'a [f32],
     pub pull: f64,
     pub levels: Levels<'a>,
+    pub activation: Activation<'a>,
 }
 
 /// What came of a row.
@@ -35,8 +37,33 @@ struct Report {
     error: f64,
     /// The weighted sum of the levels' squares.
     reconstruction: f64,
+    /// The square of what the gates leave over.
+    gates: f64,
+    /// What holds activations down, without its coefficient.
+    penalty: f64,
     /// Active latents.
     active: u32,
+}
+
+/// Sums over rows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FitSums {
+    pub squared_error: f64,
+    /// What the loss makes of the squared errors of the levels.
+    pub reconstruction: f64,
+    pub gates: f64,
+    pub penalty: f64,
+    pub active: u64,
+}
+
+impl FitSums {
+    pub(super) fn add(&mut self, other: Self) {
+        self.squared_error += other.squared_error;
+        self.reconstruction += other.reconstruction;
+        self.gates += other.gates;
+        self.penalty += other.penalty;
+        self.active += other.active;
+    }
 }
 
 /// Rows explained by codes.
@@ -52,21 +79,22 @@ pub(super) struct Reconstruction {
 
 /// One row's part of a reconstruction, as far as its codes are in use.
 struct Row<'a> {
-    indices: &'a [u32],
-    values: &'a [f32],
-    pulls: &'a mut [f32],
+    slots: Slots<'a>,
     leftover: &'a mut [f32],
     levels: Option<&'a mut [f32]>,
     report: &'a mut Report,
+    /// As long as the leftover.
+    scratch: &'a mut [f32],
 }
 
 impl Reconstruction {
-    /// For rows of length `d`, up to `width` codes for each, on average where spans are not all alike.
-    pub(super) fn new(max_rows: usize, d: usize, width: usize, levels: usize) -> Result<Self> {
+    /// For rows of length `d`, up to `width` codes for each, on average where spans are not all alike, with `extra` numbers
+    /// more for each.
+    pub(super) fn new(max_rows: usize, d: usize, width: usize, levels: usize, extra: usize) -> Result<Self> {
         let all_levels = if levels > 1 { levels } else { 0 };
         Ok(Self {
             d,
-            codes: Codes::new(max_rows, width)?,
+            codes: Codes::new(max_rows, width, extra)?,
             leftover: Array::zeroed(max_rows.saturating_mul(d))?,
             levels: Array::zeroed(max_rows.saturating_mul(d).saturating_mul(all_levels))?,
             reports: try_vec(Report::default(), max_rows)?,
@@ -79,49 +107,58 @@ impl Reconstruction {
         let d = encoder.d();
         let rows = inputs.len() / d;
         self.codes.rows = rows;
-        let Codes { starts, counts, indices, values, pulls, .. } = &mut self.codes;
-        let starts = &starts[..=rows];
+        let Codes { starts, counts, indices, values, pulls, extras, extra, .. } = &mut self.codes;
+        let (starts, extra) = (&starts[..=rows], *extra);
         let parts = (
-            (blocks(&mut counts[..rows], 1), spans(indices, starts), spans(values, starts), spans(pulls, starts)),
+            blocks(&mut counts[..rows], 1),
+            (
+                spans(indices, starts, 1),
+                spans(values, starts, 1),
+                spans(pulls, starts, 1),
+                spans(extras, starts, extra),
+            ),
             blocks(&mut self.leftover[..rows * self.d], self.d),
             several(&mut self.levels, self.d, levels, rows),
             blocks(&mut self.reports[..rows], 1),
         );
         let prepare = as_given(inputs, d);
-        let sink = |encoded: Encoded<'_>| {
+        let sink = |encoded: Encoded<'_>, scratch: &mut [f32]| {
             // SAFETY: the encoder gives each row once, and there are as many rows as parts.
-            let ((count, indices, values, pulls), leftover, levels, report) = unsafe { parts.part(encoded.row) };
+            let (count, slots, leftover, levels, report) = unsafe { parts.part(encoded.row) };
             let used = encoded.keys.len();
-            let (indices, values, pulls) = (&mut indices[..used], &mut values[..used], &mut pulls[..used]);
+            let (indices, values) = (&mut slots.0[..used], &mut slots.1[..used]);
+            let (pulls, extras) = (&mut slots.2[..used], &mut slots.3[..extra * used]);
             count[0] = used as u32;
             for (slot, key) in encoded.keys.iter().enumerate() {
                 let latent = key.index() as u32;
                 indices[slot] = ids.map_or(latent, |ids| ids[latent as usize]);
                 values[slot] = key.value();
             }
-            let row = Row { indices, values, pulls, leftover, levels, report: &mut report[0] };
+            let slots = Slots { indices, values, pulls, extras };
+            let row = Row { slots, leftover, levels, report: &mut report[0], scratch };
             row.explain(workers.kernels, problem, encoded.row);
         };
         // Found in the order they are wanted in, they need no sorting unless there were too many.
         let job = Job { encoder, rows, limit: encoder.limit(width), order: levels.order(), prepare: &prepare };
-        encode(workers, &job, &|encoded, _| sink(encoded));
+        let width = self.d;
+        encode(workers, &job, &|encoded, scratch| sink(encoded, &mut scratch.sum[..width]));
     }
 
-    /// Explains the targets by codes that are there already.
+    /// Explains the targets by codes that are there already, whose activations are their scores.
     pub(super) fn explain(&mut self, workers: &Workers<'_>, problem: &Problem<'_>) {
-        let Codes { rows, starts, counts, indices, values, pulls } = &mut self.codes;
+        let Codes { rows, starts, counts, indices, values, pulls, .. } = &mut self.codes;
         let rows = *rows;
         let starts = &starts[..=rows];
         let parts = (
-            (blocks(&mut counts[..rows], 1), spans(indices, starts), spans(values, starts), spans(pulls, starts)),
+            blocks(&mut counts[..rows], 1),
+            (spans(indices, starts, 1), spans(values, starts, 1), spans(pulls, starts, 1)),
             blocks(&mut self.leftover[..rows * self.d], self.d),
             several(&mut self.levels, self.d, problem.levels, rows),
             blocks(&mut self.reports[..rows], 1),
         );
-        for_each(workers.pool, parts, |row, ((count, indices, values, pulls), leftover, levels, report)| {
-            let used = count[0] as usize;
-            let (indices, values, pulls) = (&indices[..used], &values[..used], &mut pulls[..used]);
-            let parts = Row { indices, values, pulls, leftover, levels, report: &mut report[0] };
+        for_each(workers.pool, parts, |row, (_, (indices, values, pulls), leftover, levels, report)| {
+            let slots = Slots { indices, values, pulls, extras: &mut [] };
+            let parts = Row { slots, leftover, levels, report: &mut report[0], scratch: &mut [] };
             parts.explain(workers.kernels, problem, row);
         });
     }
@@ -146,23 +183,22 @@ impl Reconstruction {
         }
     }
 
-    pub(super) fn squared_error(&self) -> f64 {
-        self.reports[..self.codes.rows].iter().map(|report| report.error).sum()
-    }
-
-    /// What the loss makes of the squared errors of the levels.
-    pub(super) fn reconstruction(&self) -> f64 {
-        self.reports[..self.codes.rows].iter().map(|report| report.reconstruction).sum()
+    /// Sums over the rows.
+    pub(super) fn sums(&self) -> FitSums {
+        let reports = self.reports[..self.codes.rows].iter();
+        let sum = |of: fn(&Report) -> f64| reports.clone().map(of).sum();
+        FitSums {
+            squared_error: sum(|report| report.error),
+            reconstruction: sum(|report| report.reconstruction),
+            gates: sum(|report| report.gates),
+            penalty: sum(|report| report.penalty),
+            active: reports.clone().map(|report| u64::from(report.active)).sum(),
+        }
     }
 
     /// Of each row, the norm of what is left over.
     pub(super) fn error_norms(&self) -> impl Iterator<Item = f64> {
         self.reports[..self.codes.rows].iter().map(|report| report.error.sqrt())
-    }
-
-    /// How many latents are active, over all rows.
-    pub(super) fn active(&self) -> u64 {
-        self.reports[..self.codes.rows].iter().map(|report| u64::from(report.active)).sum()
     }
 
     /// Starts anew to count the tokens since latents fired, for those that did.
@@ -180,14 +216,16 @@ impl Reconstruction {
 }
 
 impl Row<'_> {
-    /// From values to what they leave of the row's target, and how the loss pulls at them.
+    /// From scores to activations, what they leave of the row's target, and how the loss pulls at the scores.
     fn explain(self, kernels: Kernels, problem: &Problem<'_>, row: usize) {
-        let Self { indices, values, pulls, leftover, levels, report } = self;
+        let Self { mut slots, leftover, levels, report, scratch } = self;
         let d = leftover.len();
         let w_dec = Rows::F32 { values: problem.w_dec, d };
-        let pull = problem.pull as f32;
-        leftover.copy_from_slice(&problem.targets[row * d..(row + 1) * d]);
-        pulls.iter_mut().zip(values).for_each(|(pull, z)| *pull = -z);
+        let target = &problem.targets[row * d..(row + 1) * d];
+        problem.activation.activate(&mut slots);
+        let Slots { indices, values, pulls, .. } = &mut slots;
+        leftover.copy_from_slice(target);
+        pulls.iter_mut().zip(&**values).for_each(|(pull, z)| *pull = -z);
         match levels {
             None => {
                 kernels.add_rows_at(leftover, w_dec, indices, pulls);
@@ -197,9 +235,14 @@ impl Row<'_> {
             }
             Some(sums) => explain_levels(kernels, problem.levels, w_dec, (indices, pulls), leftover, sums, report),
         }
+        let pull = problem.pull as f32;
         pulls.iter_mut().for_each(|dot| *dot *= -pull);
         let main = problem.levels.end(problem.levels.main(), indices);
         report.active = values[..main].iter().filter(|z| **z != 0.0).count() as u32;
+        report.penalty = problem.activation.penalize(&mut slots);
+        if let Activation::Gated(gates) = problem.activation {
+            report.gates = gates.explain(kernels, w_dec, pull, target, &mut slots, scratch);
+        }
     }
 }
 

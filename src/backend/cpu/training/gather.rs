@@ -2,9 +2,10 @@
 
 use crate::backend::Pool;
 use crate::backend::cpu::Kernels;
-use crate::backend::cpu::blocks::{blocks, for_each};
+use crate::backend::cpu::blocks::{blocks, for_each, optional};
 use crate::backend::cpu::prepare::{Prepared, normalize_row, read_row};
-use crate::backend::training::{BatchSums, TrainingRows};
+use crate::backend::cpu::rows::Values;
+use crate::backend::training::{BatchSums, TrainingRows, TrainingShape};
 use crate::error::Result;
 use crate::sae::Spec;
 use crate::tensor::{Array, try_vec};
@@ -24,18 +25,29 @@ enum Fate {
 /// The rows of a batch that are trained on.
 pub(super) struct Batch {
     d: usize,
-    /// `[T, d]`: normalised, b_dec subtracted; rows left out are closed up.
+    d_out: usize,
+    /// `[T, d]`: normalised, and for autoencoders b_dec subtracted; rows left out are closed up.
     pub inputs: Array<f32>,
+    /// `[T, d_out]`, for transcoders: b_dec subtracted.
+    targets: Array<f32>,
     /// `[T, d]`: addends as they are read.
     scratch: Array<f32>,
     fates: Vec<Fate>,
 }
 
 impl Batch {
-    pub(super) fn new(max_tokens: usize, d: usize) -> Result<Self> {
+    pub(super) fn new(shape: &TrainingShape) -> Result<Self> {
+        let &TrainingShape { d, d_out, max_tokens, transcoder, .. } = shape;
         let size = max_tokens.saturating_mul(d);
         let scratch = Array::zeroed(max_tokens.div_ceil(ROWS).saturating_mul(d))?;
-        Ok(Self { d, inputs: Array::zeroed(size)?, scratch, fates: try_vec(Fate::Kept, max_tokens)? })
+        Ok(Self {
+            d,
+            d_out,
+            inputs: Array::zeroed(size)?,
+            targets: Array::zeroed(if transcoder { max_tokens.saturating_mul(d_out) } else { 0 })?,
+            scratch,
+            fates: try_vec(Fate::Kept, max_tokens)?,
+        })
     }
 
     /// Reads a batch and counts what is kept and left out.
@@ -47,23 +59,36 @@ impl Batch {
         spec: &Spec,
         b_dec: &[f32],
     ) -> BatchSums {
-        let (d, count) = (self.d, rows.input.x.rows());
+        let (d, d_out, count) = (self.d, self.d_out, rows.input.x.rows());
         let mask = |row: usize| rows.mask.as_ref().is_none_or(|mask| mask.element::<i32>(row) != 0);
         let parts = (
             blocks(&mut self.inputs[..count * d], ROWS * d),
             blocks(&mut self.fates[..count], ROWS),
             blocks(&mut self.scratch[..count.div_ceil(ROWS) * d], d),
+            optional(
+                rows.target.map(|_| blocks(&mut self.targets[..count * d_out], ROWS * d_out)),
+                count.div_ceil(ROWS),
+            ),
         );
-        for_each(pool, parts, |block, (inputs, fates, scratch)| {
+        for_each(pool, parts, |block, (inputs, fates, scratch, mut targets)| {
             for (i, (x, fate)) in inputs.chunks_exact_mut(d).zip(fates).enumerate() {
                 let row = block * ROWS + i;
                 *fate = if !mask(row) {
                     Fate::Masked
                 } else {
                     read_row(&rows.input, row, scratch, x);
+                    if rows.scale != 1.0 {
+                        x.iter_mut().for_each(|v| *v *= rows.scale);
+                    }
                     let prepared = normalize_row(kernels, spec, b_dec, x);
                     // A square beyond f32 would make scores and gradients infinite, and poison the weights.
-                    let usable = prepared != Prepared::NotFinite && kernels.dot(x, x).is_finite();
+                    let mut usable = prepared != Prepared::NotFinite && kernels.dot(x, x).is_finite();
+                    if let (Some((target, scale)), Some(targets)) = (&rows.target, &mut targets) {
+                        let y = &mut targets[i * d_out..(i + 1) * d_out];
+                        target.read_row(row, y);
+                        y.iter_mut().zip(b_dec).for_each(|(y, b)| *y = *y * scale - b);
+                        usable &= kernels.dot(y, y).is_finite();
+                    }
                     if usable { Fate::Kept } else { Fate::NotFinite }
                 };
             }
@@ -74,6 +99,9 @@ impl Batch {
                 Fate::Kept => {
                     if sums.tokens != row {
                         self.inputs.copy_within(row * d..(row + 1) * d, sums.tokens * d);
+                        if rows.target.is_some() {
+                            self.targets.copy_within(row * d_out..(row + 1) * d_out, sums.tokens * d_out);
+                        }
                     }
                     sums.tokens += 1;
                 }
@@ -82,5 +110,32 @@ impl Batch {
             }
         }
         sums
+    }
+
+    /// What is to be reconstructed of so many rows.
+    pub(super) fn targets(&self, tokens: usize) -> &[f32] {
+        if self.targets.is_empty() { &self.inputs[..tokens * self.d] } else { &self.targets[..tokens * self.d_out] }
+    }
+
+    /// Targets of so many rows, all zero, in the place of those of a batch.
+    pub(super) fn zero_targets(&mut self, tokens: usize) -> &[f32] {
+        let all = if self.targets.is_empty() { &mut self.inputs } else { &mut self.targets };
+        let zeros = &mut all[..tokens * self.d_out];
+        zeros.fill(0.0);
+        zeros
+    }
+
+    /// Takes off the targets of so many rows what a skip path gives, which is left in `skipped`.
+    pub(super) fn skip(&mut self, kernels: Kernels, pool: &Pool, tokens: usize, w_skip: &[f32], skipped: &mut [f32]) {
+        let (d, d_out, inputs) = (self.d, self.d_out, &self.inputs[..tokens * self.d]);
+        let parts = (
+            blocks(&mut self.targets[..tokens * d_out], ROWS * d_out),
+            blocks(&mut skipped[..tokens * d_out], ROWS * d_out),
+        );
+        for_each(pool, parts, |block, (targets, skipped)| {
+            let inputs = &inputs[block * ROWS * d..][..targets.len() / d_out * d];
+            kernels.scores(inputs, Values::F32(w_skip), d, skipped);
+            targets.iter_mut().zip(skipped).for_each(|(y, skipped)| *y -= *skipped);
+        });
     }
 }

@@ -3,6 +3,7 @@
 //! Rows of a batch and rows of weights are the two ways work is cut, in blocks of fixed size; every sum has one order, so
 //! that the number of threads does not show in the results.
 
+mod activation;
 mod aux;
 mod backward;
 mod batch_top_k;
@@ -15,8 +16,9 @@ mod optimizer;
 mod state;
 mod sums;
 
+use activation::{Activation, Gates};
 use batch_top_k::Selector;
-use forward::{Problem, Reconstruction};
+use forward::{FitSums, Problem, Reconstruction};
 use gather::Batch;
 use levels::Levels;
 use state::{Parameters, State};
@@ -36,7 +38,11 @@ use crate::backend::training::{
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::int8::{Int8Rows, PANEL};
 use crate::sae::{Architecture, Spec};
-use crate::tensor::AlignedBytes;
+use crate::tensor::{AlignedBytes, Array};
+
+/// Slots of codes that there is memory for where any number of latents may be active: such batches are gone through in blocks
+/// of tokens.
+const UNBOUNDED_SLOTS: usize = 1 << 21;
 
 /// One run: its numbers, and memory for a batch of the largest size.
 pub struct CpuTraining {
@@ -46,7 +52,11 @@ pub struct CpuTraining {
     pool: Pool,
     state: State,
     batch: Batch,
+    /// `[T, d_out]`, with a skip path: what it gives, then what the gradient by it is made of.
+    skipped: Array<f32>,
     main: Reconstruction,
+    /// Rows of a batch that are gone through together.
+    rows: usize,
     /// Where latents of all tokens compete.
     selector: Option<Selector>,
     aux: Option<aux::Aux>,
@@ -58,10 +68,15 @@ pub struct CpuTraining {
 impl CpuTraining {
     /// A run with all numbers zero.
     pub fn new(shape: TrainingShape, pool: Pool, kernels: Kernels) -> Result<Self> {
-        let &TrainingShape { d, n_latents, k, k_aux, max_tokens, .. } = &shape;
+        let &TrainingShape { d, d_out, n_latents, k, k_aux, max_tokens, .. } = &shape;
         let (width, levels) = (shape.rule.width(k, n_latents), shape.rule.levels());
+        let unbounded = shape.rule.is_unbounded();
+        if unbounded && k_aux > 0 {
+            return fail!(Internal, "AuxK needs a rule that keeps k latents");
+        }
+        let rows = if unbounded { (UNBOUNDED_SLOTS / n_latents).clamp(1, max_tokens) } else { max_tokens };
         let aux_rows = aux::ROWS.min(max_tokens);
-        let entries = max_tokens.saturating_mul(width).max(aux_rows.saturating_mul(k_aux));
+        let entries = rows.saturating_mul(width).max(aux_rows.saturating_mul(k_aux));
         if entries.max(max_tokens.saturating_mul(levels)) > u32::MAX as usize {
             return fail!(
                 InvalidArgument,
@@ -71,24 +86,29 @@ impl CpuTraining {
         }
         let mut spec = Spec::new(Architecture::TopK { k }, d, n_latents);
         spec.normalization = shape.normalization;
+        spec.subtract_b_dec = !shape.transcoder;
         let mut state = State::zeroed(&shape)?;
         let plain = encoder(&shape, &state.weights, None, width);
-        let screened = kernels.fast_products && plain.can_be_screened() && plain.pays_to_screen();
+        let screened = !unbounded && kernels.fast_products && plain.can_be_screened() && plain.pays_to_screen();
         if screened {
             state.int8 = Some(Int8Rows::zeroed(n_latents, d)?);
         }
         let by_batch = matches!(shape.rule, Rule::BatchTopK { .. });
         let limit = if by_batch { n_latents } else { width }.max(k_aux);
         let screen = screened.then(|| ScreenPlan::new(d, Some(width)));
-        let plan = Plan { d, limit, width: 0, tokens: max_tokens, screen };
+        let now = Current { weights: &state.weights, derived: &state.derived, int8: None };
+        let extra = problem(&shape, now, k, 0.0, 0.0).activation.extras().len();
+        let plan = Plan { d: d.max(d_out), limit, width: 0, tokens: max_tokens, screen };
         Ok(Self {
             kernels,
             state,
-            batch: Batch::new(max_tokens, d)?,
-            main: Reconstruction::new(max_tokens, d, width, levels)?,
+            batch: Batch::new(&shape)?,
+            skipped: Array::zeroed(if shape.skip { max_tokens.saturating_mul(d_out) } else { 0 })?,
+            main: Reconstruction::new(rows, d_out, width, levels, extra)?,
+            rows,
             selector: by_batch.then(|| Selector::new(max_tokens * k, n_latents)).transpose()?,
             aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows)).transpose()?,
-            lists: backward::LatentLists::new(n_latents, entries, levels)?,
+            lists: backward::LatentLists::new(n_latents, entries, levels, extra)?,
             workers: AlignedBytes::zeroed(plan.bytes().saturating_mul(pool.threads()))?,
             plan,
             pool,
@@ -118,36 +138,44 @@ impl CpuTraining {
 
 impl Training for CpuTraining {
     fn accumulate(&mut self, rows: &TrainingRows<'_>, loss: &LossParameters) -> Result<BatchSums> {
-        let Self { shape, state, batch, main, kernels, pool, .. } = self;
+        let Self { shape, state, batch, skipped, main, kernels, pool, .. } = self;
         let mut sums = batch.gather(*kernels, pool, rows, &self.spec, &state.weights.b_dec);
         if sums.tokens == 0 {
             sums.dead = dead(&state.unfired, loss);
             return Ok(sums);
         }
-        let d = shape.d;
+        let (d, d_out) = (shape.d, shape.d_out);
         let k = if loss.k == 0 { shape.k } else { loss.k };
-        let inputs = &batch.inputs[..sums.tokens * d];
+        sums.squared_deviation = sums::squared_deviation(pool, batch.targets(sums.tokens), d_out);
+        if shape.skip {
+            batch.skip(*kernels, pool, sums.tokens, &state.weights.w_skip, skipped);
+        }
+        let (inputs, targets) = (&batch.inputs[..sums.tokens * d], batch.targets(sums.tokens));
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: *kernels, pool, slots: &slots };
-        let problem = Problem {
-            encoder: encoder(shape, &state.weights, state.int8.as_ref(), shape.rule.width(k, shape.n_latents)),
-            ids: None,
-            inputs,
-            targets: inputs,
-            w_dec: &state.weights.w_dec,
-            pull: 2.0 / (d as f64 * loss.normalizer),
-            levels: levels(shape, k),
-        };
-        sums.smallest = fit(&workers, &problem, k, main, self.selector.as_mut());
-        backward::add(&workers, &problem, main, &mut self.lists, &mut state.gradient);
-        backward::add_bias(&workers, &problem, main, &mut state.gradient.sums.b_dec);
-        sums.squared_error = main.squared_error();
-        sums.reconstruction = main.reconstruction();
-        sums.squared_deviation = sums::squared_deviation(pool, inputs, d);
-        sums.active = main.active();
-
+        let pull = 2.0 / (d_out as f64 * loss.normalizer);
+        derive(shape, state);
         state.unfired.iter_mut().for_each(|tokens| *tokens = tokens.saturating_add(sums.tokens as u64));
-        main.mark_fired(problem.levels, &mut state.unfired, loss.fired);
+        let mut fitted = FitSums::default();
+        for (inputs, targets) in inputs.chunks(self.rows * d).zip(targets.chunks(self.rows * d_out)) {
+            let now = Current { weights: &state.weights, derived: &state.derived, int8: state.int8.as_ref() };
+            let all = problem(shape, now, k, pull, loss.sparsity_coefficient);
+            let problem = Problem { inputs, targets, ..all };
+            sums.smallest = fit(&workers, &problem, k, main, self.selector.as_mut());
+            fitted.add(main.sums());
+            backward::add(&workers, &problem, main, &mut self.lists, &mut state.gradient);
+            backward::add_bias(&workers, &problem, main, &mut state.gradient.sums.b_dec);
+            if shape.skip {
+                let w_skip = &mut state.gradient.sums.w_skip;
+                backward::add_skip(&workers, &problem, main, d_out, skipped, w_skip);
+            }
+            main.mark_fired(problem.levels, &mut state.unfired, loss.fired);
+        }
+        sums.squared_error = fitted.squared_error;
+        sums.reconstruction = fitted.reconstruction;
+        sums.penalty = fitted.penalty;
+        sums.aux_loss = pull / 2.0 * fitted.gates / sums.tokens as f64;
+        sums.active = fitted.active;
         sums.dead = dead(&state.unfired, loss);
         if let Some(aux) = &mut self.aux {
             sums.aux_loss = aux.add(&workers, state, &mut self.lists, inputs, main.leftover(), loss);
@@ -156,32 +184,26 @@ impl Training for CpuTraining {
     }
 
     fn apply(&mut self, step: &StepParameters) -> Result<f64> {
-        Ok(optimizer::apply(self.kernels, &self.pool, &mut self.state, self.shape.d, step))
+        derive(&self.shape, &mut self.state);
+        Ok(optimizer::apply(self.kernels, &self.pool, &mut self.state, &self.shape, step))
     }
 
     fn reconstruction_norms(&mut self, rows: &[f32], k: usize, norms: &mut [f64]) -> Result<()> {
-        let weights = &self.state.weights;
+        let (d, d_out) = (self.shape.d, self.shape.d_out);
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: self.kernels, pool: &self.pool, slots: &slots };
         // What is left of zero is the reconstruction, negated. Between batches their memory is free.
-        let zeros = &mut self.batch.inputs[..rows.len()];
-        zeros.fill(0.0);
-        let problem = Problem {
-            encoder: encoder(
-                &self.shape,
-                weights,
-                self.state.int8.as_ref(),
-                self.shape.rule.width(k, self.shape.n_latents),
-            ),
-            ids: None,
-            inputs: rows,
-            targets: zeros,
-            w_dec: &weights.w_dec,
-            pull: 0.0,
-            levels: levels(&self.shape, k),
-        };
-        fit(&workers, &problem, k, &mut self.main, self.selector.as_mut());
-        norms.iter_mut().zip(self.main.error_norms()).for_each(|(to, norm)| *to = norm);
+        let zeros = self.batch.zero_targets(rows.len() / d);
+        derive(&self.shape, &mut self.state);
+        let State { weights, derived, int8, .. } = &self.state;
+        let now = Current { weights, derived, int8: int8.as_ref() };
+        let all = problem(&self.shape, now, k, 0.0, 0.0);
+        let blocks = rows.chunks(self.rows * d).zip(zeros.chunks(self.rows * d_out)).zip(norms.chunks_mut(self.rows));
+        for ((inputs, targets), norms) in blocks {
+            let problem = Problem { inputs, targets, ..all };
+            fit(&workers, &problem, k, &mut self.main, self.selector.as_mut());
+            norms.iter_mut().zip(self.main.error_norms()).for_each(|(to, norm)| *to = norm);
+        }
         Ok(())
     }
 
@@ -231,6 +253,42 @@ impl Training for CpuTraining {
     }
 }
 
+/// What a batch is computed with.
+#[derive(Clone, Copy)]
+struct Current<'a> {
+    weights: &'a Parameters,
+    derived: &'a [f32],
+    int8: Option<&'a Int8Rows>,
+}
+
+/// What a batch is encoded with, and what its codes shall explain, but for the rows. `k` latents of each are kept; the loss
+/// pulls by `pull`, of which `sparsity` times the half goes to what holds activations down.
+fn problem<'a>(shape: &'a TrainingShape, now: Current<'a>, k: usize, pull: f64, sparsity: f64) -> Problem<'a> {
+    let Current { weights, derived, int8 } = now;
+    let encoder = encoder(shape, weights, int8, shape.rule.width(k, shape.n_latents));
+    let coefficient = (sparsity * pull / 2.0) as f32;
+    let (encoder, activation) = match &shape.rule {
+        Rule::TopK | Rule::AbsTopK | Rule::MultiTopK | Rule::BatchTopK { .. } => (encoder, Activation::Score),
+        Rule::Relu => (encoder, Activation::Relu { coefficient }),
+        Rule::JumpRelu(rule) => {
+            let threshold = &weights.threshold;
+            let near = Encoder { threshold: Some(derived), ..encoder };
+            (near, Activation::JumpRelu { rule, threshold, coefficient })
+        }
+        Rule::Gated => {
+            let Parameters { b_gate, b_enc, .. } = weights;
+            let gates = Gates { gains: derived, b_gate, b_enc, coefficient };
+            (Encoder { b_enc: b_gate, ..encoder }, Activation::Gated(gates))
+        }
+    };
+    let levels = match &shape.rule {
+        Rule::BatchTopK { levels } if levels.len() > 1 => Levels::ByIndex(levels),
+        Rule::MultiTopK => Levels::ByRank(k),
+        _ => Levels::One,
+    };
+    Problem { encoder, ids: None, inputs: &[], targets: &[], w_dec: &weights.w_dec, pull, levels, activation }
+}
+
 /// The encoder as it is now, keeping the `width` largest of a token.
 fn encoder<'a>(
     shape: &TrainingShape,
@@ -239,19 +297,23 @@ fn encoder<'a>(
     width: usize,
 ) -> Encoder<'a> {
     let rows = Rows::F32 { values: &weights.w_enc, d: shape.d };
-    let plain = Encoder::top_k(rows, &weights.b_enc, width).screened(int8);
-    match shape.rule {
-        Rule::AbsTopK => Encoder { selection: Selection::AbsTopK(width), ..plain },
-        Rule::TopK | Rule::MultiTopK | Rule::BatchTopK { .. } => plain,
-    }
+    let selection = match shape.rule {
+        Rule::TopK | Rule::MultiTopK | Rule::BatchTopK { .. } => Selection::TopK(width),
+        Rule::AbsTopK => Selection::AbsTopK(width),
+        Rule::Relu | Rule::JumpRelu(_) | Rule::Gated => Selection::All,
+    };
+    Encoder { selection, ..Encoder::top_k(rows, &weights.b_enc, width) }.screened(int8)
 }
 
-/// The reconstructions that the loss is of.
-fn levels(shape: &TrainingShape, k: usize) -> Levels<'_> {
+/// Brings up to date what follows from the weights.
+fn derive(shape: &TrainingShape, state: &mut State) {
+    let State { weights, derived, .. } = state;
     match &shape.rule {
-        Rule::BatchTopK { levels } if levels.len() > 1 => Levels::ByIndex(levels),
-        Rule::MultiTopK => Levels::ByRank(k),
-        Rule::TopK | Rule::AbsTopK | Rule::BatchTopK { .. } => Levels::One,
+        Rule::JumpRelu(rule) => {
+            derived.iter_mut().zip(&*weights.threshold).for_each(|(floor, theta)| *floor = rule.floor(*theta));
+        }
+        Rule::Gated => derived.iter_mut().zip(&*weights.r_mag).for_each(|(gain, r)| *gain = libm::expf(*r)),
+        Rule::TopK | Rule::MultiTopK | Rule::AbsTopK | Rule::BatchTopK { .. } | Rule::Relu => {}
     }
 }
 

@@ -1,13 +1,13 @@
 //! From summed gradients to the next weights: once over the gradients to know their norm, once over everything to apply
 //! them, and to round the encoder's rows to bytes while they are at hand.
 
-use super::state::{Gradient, MEASURED, Measures, State};
+use super::state::{Gradient, MEASURED, Measures, Parameters, State};
 use crate::backend::Pool;
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::blocks::{blocks, for_each, optional, panels};
 use crate::backend::cpu::kernels::Loop;
 use crate::backend::cpu::rounding::Round;
-use crate::backend::training::{Parameter, StepParameters};
+use crate::backend::training::{Parameter, StepParameters, TrainingShape};
 use crate::sae::int8::PANEL;
 
 /// Rows of a matrix that one body updates.
@@ -15,9 +15,15 @@ const ROWS: usize = PANEL;
 
 /// One step; gives the gradient's global norm. Where that is not finite, or the second moment would not be (infinity is
 /// then given), only the gradients are cleared.
-pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, step: &StepParameters) -> f64 {
+pub(super) fn apply(
+    kernels: Kernels,
+    pool: &Pool,
+    state: &mut State,
+    shape: &TrainingShape,
+    step: &StepParameters,
+) -> f64 {
     let mean = 1.0 / step.tokens as f64;
-    let norm = mean * measure(kernels, pool, state, d).sqrt();
+    let norm = mean * measure(kernels, pool, state, shape).sqrt();
     let clip = if step.clip_norm > 0.0 { (step.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
     if (norm * clip).is_nan() || (norm * clip).powi(2) > f64::from(f32::MAX) {
         state.gradient.clear();
@@ -26,7 +32,10 @@ pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, 
     let adam = Adam::new(step, mean * clip);
     let State { weights, first_moment, second_moment, ema, int8, gradient, measures, .. } = state;
     let Gradient { sums, touched } = gradient;
-    for parameter in Parameter::COMMON {
+    for parameter in shape.parameters() {
+        // Without a gradient ever, moments stay zero and weights as they are; the moving average takes them in.
+        let frozen = shape.frozen.contains(&parameter);
+        let d = if parameter == Parameter::WDec { shape.d_out } else { shape.d };
         let g = sums.get(parameter);
         let count = g.len().div_ceil(ROWS * d);
         let bytes = int8.as_mut().filter(|_| parameter == Parameter::WEnc).map(panels);
@@ -42,14 +51,17 @@ pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, 
             for (i, ((w, m), v)) in rows.enumerate() {
                 let row = block * ROWS + i;
                 let ema = ema.as_mut().map(|ema| &mut ema[i * d..i * d + w.len()]);
-                let g = Some(&g[row * d..row * d + w.len()]);
+                let g = Some(&g[row * d..row * d + w.len()]).filter(|_| !frozen);
                 let (g, parallel) = match parameter {
-                    Parameter::BEnc | Parameter::BDec => (g, 0.0),
                     Parameter::WEnc => (g.filter(|_| touched[row] != 0), 0.0),
                     Parameter::WDec => (g.filter(|_| touched[row] != 0), measures.parallel[row]),
+                    _ => (g, 0.0),
                 };
                 kernels.run(Update { adam: &adam, w, m, v, ema, g, parallel });
-                if parameter == Parameter::WDec {
+                if parameter == Parameter::Threshold {
+                    w.iter_mut().for_each(|threshold| *threshold = threshold.max(0.0));
+                }
+                if parameter == Parameter::WDec && !frozen {
                     let norm = kernels.dot(w, w).sqrt();
                     if norm > 0.0 && norm.is_finite() {
                         kernels.run(Divide { row: w, by: norm });
@@ -68,12 +80,18 @@ pub(super) fn apply(kernels: Kernels, pool: &Pool, state: &mut State, d: usize, 
 /// Completes the gradient by b_dec, and finds how much of each decoder row is in its gradient, which is not to be applied;
 /// gives the square of the gradient without it.
 ///
-/// b_dec is also subtracted from the encoder's input: every pre-activation's gradient g_i reaches it as −g_i W_enc[i].
+/// Of an autoencoder, b_dec is also subtracted from the encoder's input: every pre-activation's gradient g_i reaches it as −g_i W_enc[i].
 /// Summed over tokens first, that is one product.
-fn measure(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) -> f64 {
-    let State { weights, gradient: Gradient { sums, touched }, measures, .. } = state;
+fn measure(kernels: Kernels, pool: &Pool, state: &mut State, shape: &TrainingShape) -> f64 {
+    let State { weights, gradient: Gradient { sums, touched }, measures, derived, .. } = state;
     let Measures { parallel, squares, paths } = measures;
-    let (touched, w_enc, w_dec, b_enc) = (&*touched, &sums.w_enc, &sums.w_dec, &sums.b_enc);
+    let Parameters { w_enc, b_enc, w_dec, b_dec, threshold, b_gate, r_mag, w_skip } = sums;
+    let touched = &*touched;
+    let (d, d_out) = (shape.d, shape.d_out);
+    let trained = |parameter: Parameter| !shape.frozen.contains(&parameter);
+    let square_of = |parameter: Parameter, g: &[f32], w: &[f32], parallel: f32| {
+        if trained(parameter) { kernels.run(Square { g, w, parallel }) } else { 0.0 }
+    };
     let parts = (blocks(parallel, MEASURED), blocks(squares, 1), blocks(paths, d));
     for_each(pool, parts, |block, (parallel, square, path)| {
         path.fill(0.0);
@@ -82,20 +100,31 @@ fn measure(kernels: Kernels, pool: &Pool, state: &mut State, d: usize) -> f64 {
             if touched[latent] == 0 {
                 continue;
             }
-            let row = latent * d..(latent + 1) * d;
-            let (encoder, decoder) = (&weights.w_enc[row.clone()], &weights.w_dec[row.clone()]);
-            *parallel = kernels.dot(&w_dec[row.clone()], decoder);
-            square[0] += kernels.run(Square { g: &w_dec[row.clone()], w: decoder, parallel: *parallel })
-                + kernels.run(Square { g: &w_enc[row], w: encoder, parallel: 0.0 })
-                + f64::from(b_enc[latent]).powi(2);
-            kernels.axpy(-b_enc[latent], encoder, path);
+            let (row, row_out) = (latent * d..(latent + 1) * d, latent * d_out..(latent + 1) * d_out);
+            let (encoder, decoder) = (&weights.w_enc[row.clone()], &weights.w_dec[row_out.clone()]);
+            *parallel = kernels.dot(&w_dec[row_out.clone()], decoder);
+            let one = latent..latent + 1;
+            square[0] += square_of(Parameter::WDec, &w_dec[row_out], decoder, *parallel)
+                + square_of(Parameter::WEnc, &w_enc[row], encoder, 0.0)
+                + square_of(Parameter::BEnc, &b_enc[one.clone()], &b_enc[one.clone()], 0.0);
+            let own = [(Parameter::Threshold, &*threshold), (Parameter::BGate, b_gate), (Parameter::RMag, r_mag)];
+            for (parameter, g) in own.into_iter().filter(|(_, g)| !g.is_empty()) {
+                square[0] += square_of(parameter, &g[one.clone()], &g[one.clone()], 0.0);
+            }
+            // Of a gated SAE, both the magnitude and the gate hold the encoder's product.
+            let by_product =
+                if b_gate.is_empty() { b_enc[latent] } else { derived[latent] * b_enc[latent] + b_gate[latent] };
+            kernels.axpy(-by_product, encoder, path);
         }
     });
-    let b_dec = &mut sums.b_dec;
-    for path in paths.chunks_exact(d) {
-        b_dec.iter_mut().zip(path).for_each(|(b, path)| *b += path);
+    if !shape.transcoder {
+        for path in paths.chunks_exact(d) {
+            b_dec.iter_mut().zip(path).for_each(|(b, path)| *b += path);
+        }
     }
-    squares.iter().sum::<f64>() + kernels.run(Square { g: b_dec, w: b_dec, parallel: 0.0 })
+    squares.iter().sum::<f64>()
+        + square_of(Parameter::BDec, b_dec, b_dec, 0.0)
+        + square_of(Parameter::WSkip, w_skip, w_skip, 0.0)
 }
 
 /// The square of `g − parallel · w`, in f64: gradients are sums over tokens, whose squares may go beyond f32 where their

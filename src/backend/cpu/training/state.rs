@@ -11,16 +11,29 @@ pub(super) struct Parameters {
     pub b_enc: Array<f32>,
     pub w_dec: Array<f32>,
     pub b_dec: Array<f32>,
+    /// These are empty where the rule has none.
+    pub threshold: Array<f32>,
+    pub b_gate: Array<f32>,
+    pub r_mag: Array<f32>,
+    /// So is this, without a skip path.
+    pub w_skip: Array<f32>,
 }
 
 impl Parameters {
     pub(super) fn zeroed(shape: &TrainingShape) -> Result<Self> {
-        let matrix = shape.n_latents.saturating_mul(shape.d);
+        let array = |parameter: Parameter| {
+            let there = shape.parameters().any(|there| there == parameter);
+            Array::zeroed(if there { shape.len(parameter) } else { 0 })
+        };
         Ok(Self {
-            w_enc: Array::zeroed(matrix)?,
-            b_enc: Array::zeroed(shape.n_latents)?,
-            w_dec: Array::zeroed(matrix)?,
-            b_dec: Array::zeroed(shape.d)?,
+            w_enc: array(Parameter::WEnc)?,
+            b_enc: array(Parameter::BEnc)?,
+            w_dec: array(Parameter::WDec)?,
+            b_dec: array(Parameter::BDec)?,
+            threshold: array(Parameter::Threshold)?,
+            b_gate: array(Parameter::BGate)?,
+            r_mag: array(Parameter::RMag)?,
+            w_skip: array(Parameter::WSkip)?,
         })
     }
 
@@ -30,6 +43,10 @@ impl Parameters {
             Parameter::BEnc => &self.b_enc,
             Parameter::WDec => &self.w_dec,
             Parameter::BDec => &self.b_dec,
+            Parameter::Threshold => &self.threshold,
+            Parameter::BGate => &self.b_gate,
+            Parameter::RMag => &self.r_mag,
+            Parameter::WSkip => &self.w_skip,
         }
     }
 
@@ -39,6 +56,10 @@ impl Parameters {
             Parameter::BEnc => &mut self.b_enc,
             Parameter::WDec => &mut self.w_dec,
             Parameter::BDec => &mut self.b_dec,
+            Parameter::Threshold => &mut self.threshold,
+            Parameter::BGate => &mut self.b_gate,
+            Parameter::RMag => &mut self.r_mag,
+            Parameter::WSkip => &mut self.w_skip,
         }
     }
 }
@@ -58,8 +79,8 @@ impl Gradient {
 
     pub(super) fn clear(&mut self) {
         self.touched.fill(0);
-        self.sums.b_enc.fill(0.0);
-        self.sums.b_dec.fill(0.0);
+        let Parameters { b_enc, b_dec, threshold, b_gate, r_mag, w_skip, .. } = &mut self.sums;
+        [b_enc, b_dec, threshold, b_gate, r_mag, w_skip].into_iter().for_each(|sums| sums.fill(0.0));
     }
 
     /// Copies one parameter's gradient out.
@@ -93,6 +114,8 @@ pub(super) struct State {
     pub first_moment: Parameters,
     pub second_moment: Parameters,
     pub ema: Option<Parameters>,
+    /// `[n]`, if the rule has such: the scores below which JumpReLU's play no part, or `exp(r_mag)`.
+    pub derived: Array<f32>,
     /// W_enc as bytes, at all times the same rows, if scores are bounded first.
     pub int8: Option<Int8Rows>,
     pub gradient: Gradient,
@@ -123,6 +146,7 @@ impl State {
             first_moment: Parameters::zeroed(shape)?,
             second_moment: Parameters::zeroed(shape)?,
             ema: shape.ema.then(|| Parameters::zeroed(shape)).transpose()?,
+            derived: Array::zeroed(if shape.rule.parameters().is_empty() { 0 } else { shape.n_latents })?,
             int8: None,
             gradient: Gradient::zeroed(shape)?,
             unfired: Array::zeroed(shape.n_latents)?,

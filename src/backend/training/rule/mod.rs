@@ -5,11 +5,15 @@
 //! gradient.
 
 mod batch_top_k;
+pub(crate) mod gated;
+mod jump_relu;
 mod levels;
+mod relu;
 mod top_k;
 
 use super::Parameter;
 
+pub use jump_relu::{JumpRelu, Penalty};
 pub use levels::Level;
 pub use top_k::{MULTI_FACTOR, MULTI_WEIGHT};
 
@@ -27,26 +31,42 @@ pub enum Rule {
         /// Prefixes of the latents that each explain the target; the last is all of them.
         levels: Vec<Level>,
     },
+    /// All positive ones, at a price.
+    Relu,
+    /// Those beyond a threshold that is trained, at a price.
+    JumpRelu(JumpRelu),
+    /// Those whose gate is open, at a price.
+    Gated,
 }
 
 impl Rule {
     /// What it trains besides what every run has.
     pub fn parameters(&self) -> &'static [Parameter] {
-        &[]
+        match self {
+            Self::TopK | Self::MultiTopK | Self::AbsTopK | Self::BatchTopK { .. } | Self::Relu => &[],
+            Self::JumpRelu(_) => &[Parameter::Threshold],
+            Self::Gated => &[Parameter::BGate, Parameter::RMag],
+        }
     }
 
-    /// Slots that a token's codes need, where `k` latents are kept.
+    /// Whether any number of a token's latents may be active.
+    pub fn is_unbounded(&self) -> bool {
+        matches!(self, Self::Relu | Self::JumpRelu(_) | Self::Gated)
+    }
+
+    /// Slots that a token's codes may need, where `k` latents are kept.
     pub fn width(&self, k: usize, n_latents: usize) -> usize {
         match self {
             Self::TopK | Self::AbsTopK | Self::BatchTopK { .. } => k,
             Self::MultiTopK => k.saturating_mul(MULTI_FACTOR).min(n_latents),
+            Self::Relu | Self::JumpRelu(_) | Self::Gated => n_latents,
         }
     }
 
     /// How many reconstructions the loss is of.
     pub fn levels(&self) -> usize {
         match self {
-            Self::TopK | Self::AbsTopK => 1,
+            Self::TopK | Self::AbsTopK | Self::Relu | Self::JumpRelu(_) | Self::Gated => 1,
             Self::MultiTopK => 2,
             Self::BatchTopK { levels } => levels.len(),
         }

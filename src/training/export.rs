@@ -1,0 +1,79 @@
+//! What was trained, as an SAE.
+
+use super::warm_start::{norm_of, scale_rows};
+use super::{Export, Progress, TrainOptions};
+use crate::backend::training::{Parameter, Role, Training};
+use crate::error::{Result, fail};
+use crate::sae::{Gate, Matrix, Normalization, Reference, Sae, Weights};
+use crate::tensor::{Array, DType, try_vec};
+
+/// The SAE as trained so far. What the run multiplied activations by is folded in.
+pub(super) fn export(options: &TrainOptions, progress: &Progress, backend: &dyn Training, what: Export) -> Result<Sae> {
+    let (role, correction) = match what {
+        Export::Weights => (Role::Weight, 1.0),
+        Export::Ema if options.no_ema => {
+            return fail!(BadState, "no_ema was asked for, so there is no moving average to export");
+        }
+        Export::Ema if progress.step == 0 => {
+            return fail!(BadState, "the moving average is empty before the first step");
+        }
+        Export::Ema => {
+            let decay = f64::from(options.ema_decay);
+            (Role::Ema, 1.0 / (1.0 - decay.powf(progress.step as f64)))
+        }
+    };
+    let (shape, n) = (options.shape(), options.n_latents);
+    let (d, d_out) = (shape.d, shape.d_out);
+    let (input, output) = (f64::from(progress.scales.input), f64::from(progress.scales.output));
+    // Reads a parameter, multiplied by `factor` on the way.
+    let read = |parameter: Parameter, factor: f64, values: &mut [f32]| -> Result<()> {
+        backend.read(role, parameter, values)?;
+        let factor = factor * correction;
+        if factor != 1.0 {
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+        Ok(())
+    };
+    let matrix = |parameter: Parameter, factor: f64| -> Result<Array<f32>> {
+        let mut values = Array::zeroed(shape.len(parameter))?;
+        read(parameter, factor, &mut values)?;
+        Ok(values)
+    };
+    let vector = |parameter: Parameter, factor: f64| -> Result<Vec<f32>> {
+        let mut values = try_vec(0.0, shape.len(parameter))?;
+        read(parameter, factor, &mut values)?;
+        Ok(values)
+    };
+    // Activations are divided by the output's scale, so that decoder rows keep their norms.
+    let w_enc = matrix(Parameter::WEnc, input / output)?;
+    let mut w_dec = matrix(Parameter::WDec, 1.0)?;
+    if role == Role::Ema {
+        for row in w_dec.chunks_exact_mut(d_out) {
+            let norm = norm_of(row);
+            scale_rows(row, d_out, |_| if norm > 0.0 { 1.0 / f64::from(norm) } else { 1.0 });
+        }
+    }
+    let (b_enc, b_dec) = (vector(Parameter::BEnc, 1.0 / output)?, vector(Parameter::BDec, 1.0 / output)?);
+    let finish = |values: Array<f32>, rows, cols| Matrix::new(values.into_storage(), DType::F32, rows, cols);
+    let mut weights = Weights::new(finish(w_enc, n, d)?, b_enc, finish(w_dec, n, d_out)?, b_dec);
+    if options.skip {
+        weights.w_skip = Some(finish(matrix(Parameter::WSkip, input / output)?, d_out, d)?);
+    }
+    let own = shape.rule.parameters();
+    if own.contains(&Parameter::Threshold) {
+        weights.threshold = Some(vector(Parameter::Threshold, 1.0 / output)?);
+    }
+    if own.contains(&Parameter::RMag) {
+        let (r_mag, b_gate) = (vector(Parameter::RMag, 1.0)?, vector(Parameter::BGate, 1.0 / output)?);
+        weights.gate = Some(Gate { r_mag, b_gate });
+    }
+    if options.recipe.competes_over_batch() {
+        weights.threshold = Some(try_vec((f64::from(progress.threshold.value()) / output) as f32, n)?);
+    }
+    let mut spec = options.spec();
+    // What is measured of normalised rows is not what others would measure of the inputs.
+    let fvu = progress.reference.fvu.filter(|_| spec.normalization == Normalization::None);
+    let measured = Reference { fvu, ..progress.reference };
+    spec.convention.reference = Some(spec.convention.reference.unwrap_or_default().or(Some(measured)));
+    Sae::new(spec, weights)
+}
