@@ -1059,6 +1059,60 @@ void sae_report_free(sae_report *report);
 #define SAE_TRAIN_NO_AUX 1
 /// No moving average of the weights, which saves its memory.
 #define SAE_TRAIN_NO_EMA 2
+/// Train a transcoder: batches have targets, which is what is reconstructed, and b_dec is not subtracted from the inputs.
+#define SAE_TRAIN_TRANSCODER 4
+/// Give a transcoder a skip path: `W_skip x` is added to what it reconstructs.
+#define SAE_TRAIN_SKIP 8
+
+/// The k largest of each token (Gao et al. 2024).
+#define SAE_RECIPE_TOP_K 0
+/// TopK by the losses of k and 4 k together, for an SAE that serves any k between and beyond (Gao et al. 2024).
+#define SAE_RECIPE_MULTI_TOP_K 1
+/// The k largest of each token of a batch on average; exported with a threshold (Bussmann et al. 2024).
+#define SAE_RECIPE_BATCH_TOP_K 2
+/// BatchTopK of which every prefix is an SAE too (Bussmann et al. 2025).
+#define SAE_RECIPE_MATRYOSHKA 3
+/// The k largest in magnitude of each token, with their signs (Zhu et al. 2025).
+#define SAE_RECIPE_ABS_TOP_K 4
+/// All positive pre-activations, with an L1 penalty (Bricken et al. 2023, Conerly et al. 2024).
+#define SAE_RECIPE_RELU 5
+/// Those beyond trained thresholds, with a penalty on their number (Rajamanoharan et al. 2024).
+#define SAE_RECIPE_JUMP_RELU 6
+/// Those whose gates are open, with an L1 penalty on the gates (Rajamanoharan et al. 2024).
+#define SAE_RECIPE_GATED 7
+
+/// L0: the number of active latents.
+#define SAE_PENALTY_STEP 0
+/// The sum of tanh(4 z), nearly their number.
+#define SAE_PENALTY_TANH 1
+/// The square of how far their number is from `target_l0`, times 2 / `target_l0`.
+#define SAE_PENALTY_QUADRATIC 2
+
+/// `SAE_SCALING_ROOT_WIDTH` for recipes with a penalty, unless each token is normalised, else `SAE_SCALING_NONE`.
+#define SAE_SCALING_RECIPE 0
+/// Activations are trained on as they are.
+#define SAE_SCALING_NONE 1
+/// They are multiplied so that their mean norm is sqrt(d).
+#define SAE_SCALING_ROOT_WIDTH 2
+/// They are multiplied so that the mean square of their norm is 1.
+#define SAE_SCALING_UNIT_SQUARE 3
+
+/// W_enc is not trained.
+#define SAE_FREEZE_W_ENC 1
+/// b_enc is not trained.
+#define SAE_FREEZE_B_ENC 2
+/// W_dec is not trained.
+#define SAE_FREEZE_W_DEC 4
+/// b_dec is not trained.
+#define SAE_FREEZE_B_DEC 8
+/// JumpReLU's thresholds are not trained.
+#define SAE_FREEZE_THRESHOLD 16
+/// The gates' biases are not trained.
+#define SAE_FREEZE_B_GATE 32
+/// The logarithms of the magnitudes' factors are not trained.
+#define SAE_FREEZE_R_MAG 64
+/// The skip path is not trained.
+#define SAE_FREEZE_W_SKIP 128
 
 /// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since. The auxiliary
 /// loss is a ratio of each call's own tokens, weighted by their number, and a latent may die or fire between calls: with it,
@@ -1070,11 +1124,12 @@ void sae_report_free(sae_report *report);
 /// Their moving average over the steps, which often reconstructs better.
 #define SAE_EXPORT_EMA 1
 
-/// One training run of a TopK SAE: its weights, the optimizer's state and counters. For one thread at a time; a call that
+/// One training run: its weights, the optimizer's state and counters. For one thread at a time; a call that
 /// comes while another runs is refused with `SAE_ERROR_BAD_STATE`.
 typedef struct sae_trainer sae_trainer;
 
-/// How a run is made. `d`, `n_latents` and `k` must be set; zero is a good default of all others.
+/// How a run is made. `d`, `n_latents` and, for recipes that keep a number of latents, `k` must be set; zero is a good default
+/// of all others. What a recipe has no use for must be zero.
 typedef struct sae_train_options {
   /// `sizeof(sae_train_options)`; `SAE_TRAIN_OPTIONS_INIT` sets it.
   size_t struct_size;
@@ -1082,7 +1137,7 @@ typedef struct sae_train_options {
   int64_t d;
   /// Number of latents.
   int64_t n_latents;
-  /// Latents kept per token.
+  /// Latents kept per token, on average where a batch's tokens compete; 0 for recipes with a penalty.
   int64_t k;
   /// Dead latents that the auxiliary loss uses per token; 0: d / 2.
   int64_t k_aux;
@@ -1094,7 +1149,7 @@ typedef struct sae_train_options {
   uint64_t warmup_steps;
   /// Planned length of the run in tokens; 0: not known. It may end sooner or later.
   uint64_t total_tokens;
-  /// Seed of the initial weights, the only random numbers of a run.
+  /// Seed of the initial weights and of what resampling draws, the only random numbers of a run.
   uint64_t seed;
   /// Who computes; NULL: the calling thread alone. The numbers do not depend on it.
   const sae_pool *pool;
@@ -1106,7 +1161,7 @@ typedef struct sae_train_options {
   float decay_fraction;
   /// The auxiliary loss's coefficient; 0: 1/32.
   float aux_coefficient;
-  /// Adam's beta 1; 0: 0.9.
+  /// Adam's beta 1; 0: 0.9, but 0 for JumpReLU and Gated.
   float adam_beta1;
   /// Adam's beta 2; 0: 0.999.
   float adam_beta2;
@@ -1118,8 +1173,42 @@ typedef struct sae_train_options {
   float ema_decay;
   /// What is done to activations first: `SAE_NORMALIZATION_NONE` or `SAE_NORMALIZATION_LAYER_NORM`.
   int32_t normalization;
-  /// `SAE_TRAIN_NO_AUX`, `SAE_TRAIN_NO_EMA`.
+  /// `SAE_TRAIN_NO_AUX`, `SAE_TRAIN_NO_EMA`, `SAE_TRAIN_TRANSCODER`, `SAE_TRAIN_SKIP`.
   uint32_t flags;
+  /// Width of a transcoder's targets; 0: `d`.
+  int64_t d_out;
+  /// Latents kept at the start of the run; 0: `k`.
+  int64_t k_start;
+  /// Optimizer steps over which `k_start` becomes `k`, linearly.
+  uint64_t k_anneal_steps;
+  /// For Matryoshka, `[n_prefixes]`: the sizes of the nested SAEs, ascending up to `n_latents`; NULL: a sixteenth of the latents,
+  /// an eighth, a quarter, a half, and all.
+  const int64_t *prefixes;
+  /// `[n_prefixes]`: by what the squared error of each is multiplied in the loss; NULL: 1.
+  const float *prefix_weights;
+  /// How many there are.
+  int64_t n_prefixes;
+  /// Optimizer steps over which the penalty's coefficient rises from 0; 0: none.
+  uint64_t sparsity_warmup_steps;
+  /// Optimizer steps after each of which dead latents start anew from badly explained tokens (Bricken et al. 2023); 0: never.
+  /// Instead of the auxiliary loss: recipes that have it need `SAE_TRAIN_NO_AUX`.
+  uint64_t resample_every;
+  /// The penalty's coefficient, against squared errors summed over the width, as in the papers; 0: 5 for ReLU, else 1.
+  float sparsity_coefficient;
+  /// For `SAE_PENALTY_QUADRATIC`: the number of active latents that it pulls to.
+  float target_l0;
+  /// For JumpReLU: how far around a threshold its gradient is estimated; 0: 0.05.
+  float bandwidth;
+  /// For JumpReLU: the thresholds at the start; 0: 0.01.
+  float initial_threshold;
+  /// What is trained, and by which loss: `SAE_RECIPE_…`.
+  int32_t recipe;
+  /// For JumpReLU: `SAE_PENALTY_…`.
+  int32_t penalty;
+  /// What activations are multiplied by before anything else, which is folded into exports: `SAE_SCALING_…`.
+  int32_t scaling;
+  /// What stays as the run's start has it: `SAE_FREEZE_…`.
+  uint32_t frozen;
 } sae_train_options;
 
 /// What one call trains on.
@@ -1130,7 +1219,7 @@ typedef struct sae_train_batch {
   const sae_tensor *x;
   /// `[T, d]`: x + addend is trained on, formed in f32; NULL: x.
   const sae_tensor *addend;
-  /// What to reconstruct instead of the input; transcoders cannot be trained yet, leave it NULL.
+  /// `[T, d_out]`, f32, f16 or bf16: what a transcoder reconstructs; NULL for an autoencoder.
   const sae_tensor *target;
   /// `[T]`, i32: tokens with 0 are left out, such as the attention sink; NULL: all count.
   const sae_tensor *row_mask;
@@ -1156,11 +1245,11 @@ typedef struct sae_train_stats {
   uint64_t tokens_not_finite;
   /// Latents that are dead after this call.
   uint64_t dead;
-  /// What is minimised: `mse + aux`.
+  /// What is minimised: `mse + aux + sparsity`.
   double loss;
   /// The reconstruction's part, divided by the first sample's variance.
   double mse;
-  /// The auxiliary loss's part, its coefficient included.
+  /// The auxiliary loss's part, its coefficient included; for Gated, what the gates alone reconstruct.
   double aux;
   /// Fraction of variance unexplained, 0 to 1 and beyond.
   double fvu;
@@ -1176,6 +1265,10 @@ typedef struct sae_train_stats {
   int32_t applied;
   /// 0.
   uint32_t reserved;
+  /// The penalty's part, its coefficient included; 0 for recipes without one.
+  double sparsity;
+  /// Latents that started anew after the step.
+  uint64_t resampled;
 } sae_train_stats;
 
 /// What a run is, and how far it has come: after `sae_trainer_resume`, the host's data continues at `rows_given`.
@@ -1206,7 +1299,8 @@ typedef struct sae_train_progress {
 
 /// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`. It takes about 41 bytes for each of
 /// `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the encoder speeds it up), and for each
-/// token of the largest batch 8 `d` + 24 `k`.
+/// token of the largest batch 8 `d` + 24 `k` by TopK, 16 `d` + 112 `k` by Multi-TopK, 8 `d` + 56 `k` by BatchTopK, with 4 `d` more
+/// for each prefix of Matryoshka; recipes with a penalty take 8 `d`, and 48 to 96 MB for all tokens together.
 sae_status sae_trainer_create(const sae_train_options *options,
                               sae_trainer **out,
                               sae_error **error);
@@ -1217,8 +1311,22 @@ sae_status sae_trainer_init_from(sae_trainer *trainer,
                                  const sae_tensor *sample,
                                  sae_error **error);
 
-/// Starts a run from the weights of a TopK or ReLU model of the same sizes; the loss is divided by the variance of the sample
-/// `[S, d]`.
+/// `sae_trainer_init_from` for a transcoder: a first sample of inputs `[S, d]` and one of their targets `[S, d_out]`. b_dec
+/// becomes the targets' geometric median, and the loss is divided by their variance.
+sae_status sae_trainer_init_transcoder(sae_trainer *trainer,
+                                       const sae_tensor *sample,
+                                       const sae_tensor *target,
+                                       sae_error **error);
+
+/// `sae_trainer_warm_start` for a transcoder: with samples of inputs `[S, d]` and of their targets `[S, d_out]`.
+sae_status sae_trainer_warm_start_transcoder(sae_trainer *trainer,
+                                             const sae_model *model,
+                                             const sae_tensor *sample,
+                                             const sae_tensor *target,
+                                             sae_error **error);
+
+/// Starts a run from the weights of a model of the same sizes, of an architecture that the recipe trains or can start from; the
+/// loss is divided by the variance of the sample `[S, d]`.
 sae_status sae_trainer_warm_start(sae_trainer *trainer,
                                   const sae_model *model,
                                   const sae_tensor *sample,

@@ -763,13 +763,15 @@ struct Batch {
   Tensor addend;
   Tensor row_mask;
   bool accumulate = false;
+  /// For transcoders.
+  Tensor target;
 
   Batch(Tensor x_, Tensor row_mask_ = {}) : x(x_), row_mask(row_mask_) {}
   template <class T>
   Batch(T *data, std::int64_t rows, std::int64_t cols, std::int64_t stride = 0) : x(data, rows, cols, stride) {}
 };
 
-/// One training run of a TopK SAE, for one thread at a time.
+/// One training run, for one thread at a time.
 class Trainer {
  public:
   [[nodiscard]] static Outcome<Trainer> create(const sae_train_options &options) {
@@ -803,13 +805,32 @@ class Trainer {
     return detail::finish(status, error);
   }
 
+  /// Starts a transcoder's run from a first sample of inputs and their targets.
+  Outcome<> init_transcoder(const Tensor &sample, const Tensor &target) {
+    const sae_tensor from = sample.c(), to = target.c();
+    sae_error *error = nullptr;
+    const sae_status status = sae_trainer_init_transcoder(trainer_.get(), &from, &to, &error);
+    return detail::finish(status, error);
+  }
+
+  /// Starts a transcoder's run from a model.
+  Outcome<> warm_start_transcoder(const Model &model, const Tensor &sample, const Tensor &target) {
+    const sae_tensor from = sample.c(), to = target.c();
+    sae_error *error = nullptr;
+    const sae_status status =
+        sae_trainer_warm_start_transcoder(trainer_.get(), model.get(), &from, &to, &error);
+    return detail::finish(status, error);
+  }
+
   /// Trains on a batch.
   Outcome<sae_train_stats> step(const Batch &batch, const sae_run *run = nullptr) {
     const sae_tensor x = batch.x.c(), addend = batch.addend.c(), row_mask = batch.row_mask.c();
+    const sae_tensor target = batch.target.c();
     sae_train_batch what = SAE_TRAIN_BATCH_INIT;
     what.x = &x;
     what.addend = &addend;
     what.row_mask = &row_mask;
+    what.target = &target;
     what.flags = batch.accumulate ? SAE_BATCH_ACCUMULATE : 0;
     sae_train_stats stats = SAE_TRAIN_STATS_INIT;
     sae_error *error = nullptr;

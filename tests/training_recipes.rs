@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod runs;
+use std::sync::Arc;
 
-use sae::backend::Pool;
 use sae::backend::training::Parameter;
+use sae::backend::{Pool, Run};
 use sae::sae::{Architecture, Gate, Matrix, Sae, Spec, Weights};
-use sae::tensor::Tensor;
+use sae::session::{Session, SessionOptions};
+use sae::tensor::{Tensor, TensorMut};
 use sae::training::{Batch, Export, Penalty, Recipe, Scaling, StepStats, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 
@@ -313,6 +314,169 @@ fn what_is_exported_encodes_as_it_trained() {
             // The average of what the batches kept, later ones weighing a little more.
             let mean = smallest.iter().sum::<f64>() / smallest.len() as f64;
             assert!(threshold.iter().all(|t| (f64::from(*t) - mean).abs() < 1e-2 * mean), "{threshold:?} {mean}");
+        }
+    }
+}
+
+/// Latents that start anew are unit vectors of tokens, the rest stay; also after a resume, and on any number of threads.
+#[test]
+fn dead_latents_start_anew() {
+    for recipe in ["relu", "jump_relu", "gated", "batch_top_k", "skip_transcoder"] {
+        let golden = Golden::read(recipe);
+        let mut case = cases().into_iter().find(|case| case.name == recipe).unwrap();
+        (case.options.no_aux, case.options.k_aux) = (true, 0);
+        // Latents that cannot fire: they are dead from the second batch on.
+        (case.options.dead_after_tokens, case.options.resample_every) = (2 * TOKENS as u64, 4);
+        let (mut spec, mut weights) = golden.start(case.start, &case.options).into_parts();
+        weights.b_enc[40..].fill(-50.0);
+        if let Some(gate) = &mut weights.gate {
+            gate.b_gate[40..].fill(-50.0);
+        }
+        spec.convention.reference = None;
+        let start = Sae::new(spec, weights).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let batches = golden.batches();
+        let run = |threads, broken: bool| {
+            let mut trainer = Trainer::new(&case.options, Pool::new(threads).unwrap()).unwrap();
+            let sample = golden.f32("batches");
+            match batches[0].1 {
+                Some(_) => {
+                    let y = golden.f32("targets");
+                    let y = Tensor::new(&y, &[STEPS * TOKENS, D_OUT]).unwrap();
+                    trainer.warm_start_transcoder(&start, &view(&sample), &y).unwrap();
+                }
+                None => trainer.warm_start(&start, &view(&sample)).unwrap(),
+            }
+            let mut all = Vec::new();
+            for (i, one) in batches.iter().enumerate().take(9) {
+                if broken && i == 3 {
+                    trainer.save(dir.path()).unwrap();
+                    trainer = Trainer::resume(dir.path(), &case.options, Pool::serial()).unwrap();
+                }
+                let stats = trainer.step(&batch(one)).unwrap();
+                if i == 3 {
+                    assert!(stats.resampled >= 20, "{recipe}: {stats:?}");
+                    let (now, ema) = (trainer.export(Export::Weights).unwrap(), trainer.export(Export::Ema).unwrap());
+                    for sae in [&now, &ema] {
+                        let norms = sae.weights().w_dec.row_norms();
+                        assert!(norms.iter().all(|norm| (norm - 1.0).abs() < 1e-5), "{recipe}: {norms:?}");
+                        assert!(sae.weights().b_enc[45..].iter().all(|b| *b == 0.0 || *b < -40.0), "{recipe}");
+                    }
+                }
+                all.push(stats);
+            }
+            assert!(all[4].dead < all[3].dead, "{recipe}: {all:?}");
+            (all, exports(&trainer))
+        };
+        let unbroken = run(1, false);
+        assert!(run(3, false) == unbroken && run(1, true) == unbroken, "{recipe}");
+    }
+}
+
+#[test]
+fn conflicting_options_are_named_together() {
+    type Spoil = fn(&mut TrainOptions);
+    let spoils: [(&str, &[&str], Spoil); 22] = [
+        ("multi_top_k", &["prefixes", "multi_top_k"], |o| o.prefixes = vec![8, 64]),
+        ("batch_top_k", &["prefix_weights", "batch_top_k"], |o| o.prefix_weights = vec![1.0]),
+        ("batch_top_k", &["sparsity_coefficient", "batch_top_k"], |o| o.sparsity_coefficient = 1.0),
+        ("batch_top_k", &["bandwidth", "batch_top_k"], |o| o.bandwidth = 1.0),
+        ("batch_top_k", &["k_start 9", "k_anneal_steps"], |o| o.k_start = 9),
+        ("batch_top_k", &["k_anneal_steps", "k_start"], |o| o.k_anneal_steps = 9),
+        ("batch_top_k", &["k_start must", "64"], |o| (o.k_start, o.k_anneal_steps) = (65, 2)),
+        ("batch_top_k", &["resample_every", "AuxK", "no_aux"], |o| o.resample_every = 9),
+        ("matryoshka", &["prefixes must ascend", "64"], |o| o.prefixes = vec![8, 63, 65]),
+        ("matryoshka", &["prefixes must ascend"], |o| o.prefixes = vec![8, 8, 64]),
+        ("matryoshka", &["prefix_weights", "2 prefixes"], |o| o.prefixes = vec![8, 64]),
+        ("matryoshka", &["prefix_weights[1]"], |o| o.prefix_weights[1] = 0.0),
+        ("relu", &["k is given", "relu"], |o| o.k = 4),
+        ("relu", &["aux_coefficient", "relu"], |o| o.aux_coefficient = 0.1),
+        ("relu", &["penalty", "relu"], |o| o.penalty = Penalty::Tanh),
+        ("relu", &["scaling", "normalization"], |o| {
+            (o.scaling, o.normalization) = (Scaling::RootWidth, sae::sae::Normalization::LayerNorm);
+        }),
+        ("jump_relu", &["target_l0", "quadratic"], |o| o.target_l0 = 4.0),
+        ("jump_relu_quadratic", &["quadratic", "target_l0"], |o| o.target_l0 = 0.0),
+        ("jump_relu", &["bandwidth must"], |o| o.bandwidth = f32::NAN),
+        ("gated", &["skip", "transcoder"], |o| o.skip = true),
+        ("gated", &["d_out 7", "transcoder"], |o| o.d_out = 7),
+        ("gated", &["resample_every", "frozen W_enc"], |o| (o.resample_every, o.frozen) = (3, vec![Parameter::WEnc])),
+    ];
+    for (name, words, spoil) in spoils {
+        let mut case = cases().into_iter().find(|case| case.name == name).unwrap();
+        assert!(Trainer::new(&case.options, Pool::serial()).is_ok(), "{name}");
+        spoil(&mut case.options);
+        let error = Trainer::new(&case.options, Pool::serial()).err().expect(name);
+        assert_eq!(error.status(), sae::Status::InvalidArgument, "{error}");
+        for word in words {
+            assert!(error.message().contains(word), "{error} does not say {word}");
+        }
+    }
+}
+
+/// How well an SAE reconstructs `x`, by a session.
+fn fvu(sae: Sae, x: &[f32], y: &[f32]) -> f64 {
+    let (d, rows) = (sae.spec().d_out, x.len() / sae.spec().d_in);
+    let options = SessionOptions { max_tokens: rows, max_width: N, ..SessionOptions::default() };
+    let mut session = Session::new(Arc::new(sae), options).unwrap();
+    let mut x_hat = vec![0.0; rows * d];
+    let out = TensorMut::new(&mut x_hat, &[rows, d]).unwrap();
+    session.reconstruct(Run::default(), view(x).into(), None, out).unwrap();
+    let mean = |j: usize| y.iter().skip(j).step_by(d).map(|&v| f64::from(v)).sum::<f64>() / rows as f64;
+    let means: Vec<f64> = (0..d).map(mean).collect();
+    let deviation: f64 = y.iter().enumerate().map(|(i, &v)| (f64::from(v) - means[i % d]).powi(2)).sum();
+    let error: f64 = y.iter().zip(&x_hat).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    error / deviation
+}
+
+/// A run that starts from an SAE of whatever layout computes what the SAE does, and so does what it exports, whether it scales
+/// activations or not.
+#[test]
+fn a_run_takes_over_and_hands_on_what_an_sae_computes() {
+    type Change = fn(&mut Spec, &mut Weights);
+    let longer: Change = |_, w| {
+        let rows = w.w_dec.rows_f32(0, N, &mut []).to_vec();
+        let cols = w.w_dec.cols();
+        let scaled: Vec<f32> = rows.iter().enumerate().map(|(i, v)| v * (0.5 + (i / cols % 7) as f32 * 0.3)).collect();
+        w.w_dec = Matrix::from_f32(&scaled, N, cols).unwrap();
+    };
+    let whole: Change = |spec, _| spec.subtract_b_dec ^= spec.d_in == spec.d_out;
+    let rescaled: Change = |spec, _| spec.rescale_by_decoder_norm = true;
+    let selected: Change = |spec, _| spec.select_by_decoder_norm = true;
+    for (name, changes) in [
+        ("multi_top_k", &[longer, rescaled][..]),
+        ("abs_top_k", &[longer, rescaled, whole]),
+        ("relu", &[longer, whole]),
+        ("jump_relu", &[longer]),
+        ("jump_relu", &[longer, selected, whole]),
+        ("gated", &[longer, whole]),
+        ("transcoder", &[longer, rescaled]),
+        ("skip_transcoder", &[longer]),
+    ] {
+        for scaling in [Scaling::None, Scaling::RootWidth, Scaling::UnitSquare] {
+            let golden = Golden::read(name);
+            let mut case = cases().into_iter().find(|case| case.name == name).unwrap();
+            case.options.scaling = scaling;
+            let (mut spec, mut weights) = golden.start(case.start, &case.options).into_parts();
+            changes.iter().for_each(|change| change(&mut spec, &mut weights));
+            let batches = golden.batches();
+            let (x, y) = (&batches[0].0, batches[0].1.as_ref().unwrap_or(&batches[0].0));
+            let sample = golden.f32("batches");
+            let mut trainer = Trainer::new(&case.options, Pool::serial()).unwrap();
+            let start = Sae::new(spec.clone(), weights.clone()).unwrap();
+            if case.options.transcoder {
+                let y = golden.f32("targets");
+                let y = Tensor::new(&y, &[STEPS * TOKENS, D_OUT]).unwrap();
+                trainer.warm_start_transcoder(&start, &view(&sample), &y).unwrap();
+            } else {
+                trainer.warm_start(&start, &view(&sample)).unwrap();
+            }
+            let wanted = fvu(start, x, y);
+            let handed_on = fvu(trainer.export(Export::Weights).unwrap(), x, y);
+            let taken_over = trainer.step(&batch(&batches[0])).unwrap().fvu;
+            for found in [handed_on, taken_over] {
+                assert!((found - wanted).abs() < 1e-4 * wanted, "{name}, {scaling:?}: {found}, not {wanted}");
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Trainers: a TopK SAE from activations as they flow by.
+//! Trainers: an SAE from activations as they flow by.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -15,9 +15,9 @@ use super::status::{sae_error, sae_status};
 use super::tensor::{given, needed, sae_tensor};
 use crate::backend::Pool;
 use crate::error::{Result, fail};
-use crate::training::{Batch, Export, TrainOptions, Trainer};
+use crate::training::{Batch, Export, Parameter, Penalty, Recipe, Scaling, TrainOptions, Trainer};
 
-/// One training run of a TopK SAE: its weights, the optimizer's state and counters. For one thread at a time; a call that
+/// One training run: its weights, the optimizer's state and counters. For one thread at a time; a call that
 /// comes while another runs is refused with `SAE_ERROR_BAD_STATE`.
 pub struct sae_trainer(Exclusive<Trainer>);
 
@@ -28,7 +28,63 @@ pub const SAE_TRAIN_NO_AUX: u32 = 1;
 /// No moving average of the weights, which saves its memory.
 pub const SAE_TRAIN_NO_EMA: u32 = 2;
 
-/// How a run is made. `d`, `n_latents` and `k` must be set; zero is a good default of all others.
+/// Train a transcoder: batches have targets, which is what is reconstructed, and b_dec is not subtracted from the inputs.
+pub const SAE_TRAIN_TRANSCODER: u32 = 4;
+/// Give a transcoder a skip path: `W_skip x` is added to what it reconstructs.
+pub const SAE_TRAIN_SKIP: u32 = 8;
+
+/// The k largest of each token (Gao et al. 2024).
+pub const SAE_RECIPE_TOP_K: i32 = 0;
+/// TopK by the losses of k and 4 k together, for an SAE that serves any k between and beyond (Gao et al. 2024).
+pub const SAE_RECIPE_MULTI_TOP_K: i32 = 1;
+/// The k largest of each token of a batch on average; exported with a threshold (Bussmann et al. 2024).
+pub const SAE_RECIPE_BATCH_TOP_K: i32 = 2;
+/// BatchTopK of which every prefix is an SAE too (Bussmann et al. 2025).
+pub const SAE_RECIPE_MATRYOSHKA: i32 = 3;
+/// The k largest in magnitude of each token, with their signs (Zhu et al. 2025).
+pub const SAE_RECIPE_ABS_TOP_K: i32 = 4;
+/// All positive pre-activations, with an L1 penalty (Bricken et al. 2023, Conerly et al. 2024).
+pub const SAE_RECIPE_RELU: i32 = 5;
+/// Those beyond trained thresholds, with a penalty on their number (Rajamanoharan et al. 2024).
+pub const SAE_RECIPE_JUMP_RELU: i32 = 6;
+/// Those whose gates are open, with an L1 penalty on the gates (Rajamanoharan et al. 2024).
+pub const SAE_RECIPE_GATED: i32 = 7;
+
+/// L0: the number of active latents.
+pub const SAE_PENALTY_STEP: i32 = 0;
+/// The sum of tanh(4 z), nearly their number.
+pub const SAE_PENALTY_TANH: i32 = 1;
+/// The square of how far their number is from `target_l0`, times 2 / `target_l0`.
+pub const SAE_PENALTY_QUADRATIC: i32 = 2;
+
+/// `SAE_SCALING_ROOT_WIDTH` for recipes with a penalty, unless each token is normalised, else `SAE_SCALING_NONE`.
+pub const SAE_SCALING_RECIPE: i32 = 0;
+/// Activations are trained on as they are.
+pub const SAE_SCALING_NONE: i32 = 1;
+/// They are multiplied so that their mean norm is sqrt(d).
+pub const SAE_SCALING_ROOT_WIDTH: i32 = 2;
+/// They are multiplied so that the mean square of their norm is 1.
+pub const SAE_SCALING_UNIT_SQUARE: i32 = 3;
+
+/// W_enc is not trained.
+pub const SAE_FREEZE_W_ENC: u32 = 1;
+/// b_enc is not trained.
+pub const SAE_FREEZE_B_ENC: u32 = 2;
+/// W_dec is not trained.
+pub const SAE_FREEZE_W_DEC: u32 = 4;
+/// b_dec is not trained.
+pub const SAE_FREEZE_B_DEC: u32 = 8;
+/// JumpReLU's thresholds are not trained.
+pub const SAE_FREEZE_THRESHOLD: u32 = 16;
+/// The gates' biases are not trained.
+pub const SAE_FREEZE_B_GATE: u32 = 32;
+/// The logarithms of the magnitudes' factors are not trained.
+pub const SAE_FREEZE_R_MAG: u32 = 64;
+/// The skip path is not trained.
+pub const SAE_FREEZE_W_SKIP: u32 = 128;
+
+/// How a run is made. `d`, `n_latents` and, for recipes that keep a number of latents, `k` must be set; zero is a good default
+/// of all others. What a recipe has no use for must be zero.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct sae_train_options {
@@ -38,7 +94,7 @@ pub struct sae_train_options {
     pub d: i64,
     /// Number of latents.
     pub n_latents: i64,
-    /// Latents kept per token.
+    /// Latents kept per token, on average where a batch's tokens compete; 0 for recipes with a penalty.
     pub k: i64,
     /// Dead latents that the auxiliary loss uses per token; 0: d / 2.
     pub k_aux: i64,
@@ -50,7 +106,7 @@ pub struct sae_train_options {
     pub warmup_steps: u64,
     /// Planned length of the run in tokens; 0: not known. It may end sooner or later.
     pub total_tokens: u64,
-    /// Seed of the initial weights, the only random numbers of a run.
+    /// Seed of the initial weights and of what resampling draws, the only random numbers of a run.
     pub seed: u64,
     /// Who computes; NULL: the calling thread alone. The numbers do not depend on it.
     pub pool: *const sae_pool,
@@ -62,7 +118,7 @@ pub struct sae_train_options {
     pub decay_fraction: f32,
     /// The auxiliary loss's coefficient; 0: 1/32.
     pub aux_coefficient: f32,
-    /// Adam's beta 1; 0: 0.9.
+    /// Adam's beta 1; 0: 0.9, but 0 for JumpReLU and Gated.
     pub adam_beta1: f32,
     /// Adam's beta 2; 0: 0.999.
     pub adam_beta2: f32,
@@ -74,16 +130,53 @@ pub struct sae_train_options {
     pub ema_decay: f32,
     /// What is done to activations first: `SAE_NORMALIZATION_NONE` or `SAE_NORMALIZATION_LAYER_NORM`.
     pub normalization: i32,
-    /// `SAE_TRAIN_NO_AUX`, `SAE_TRAIN_NO_EMA`.
+    /// `SAE_TRAIN_NO_AUX`, `SAE_TRAIN_NO_EMA`, `SAE_TRAIN_TRANSCODER`, `SAE_TRAIN_SKIP`.
     pub flags: u32,
+    /// Width of a transcoder's targets; 0: `d`.
+    pub d_out: i64,
+    /// Latents kept at the start of the run; 0: `k`.
+    pub k_start: i64,
+    /// Optimizer steps over which `k_start` becomes `k`, linearly.
+    pub k_anneal_steps: u64,
+    /// For Matryoshka, `[n_prefixes]`: the sizes of the nested SAEs, ascending up to `n_latents`; NULL: a sixteenth of the latents,
+    /// an eighth, a quarter, a half, and all.
+    pub prefixes: *const i64,
+    /// `[n_prefixes]`: by what the squared error of each is multiplied in the loss; NULL: 1.
+    pub prefix_weights: *const f32,
+    /// How many there are.
+    pub n_prefixes: i64,
+    /// Optimizer steps over which the penalty's coefficient rises from 0; 0: none.
+    pub sparsity_warmup_steps: u64,
+    /// Optimizer steps after each of which dead latents start anew from badly explained tokens (Bricken et al. 2023); 0: never.
+    /// Instead of the auxiliary loss: recipes that have it need `SAE_TRAIN_NO_AUX`.
+    pub resample_every: u64,
+    /// The penalty's coefficient, against squared errors summed over the width, as in the papers; 0: 5 for ReLU, else 1.
+    pub sparsity_coefficient: f32,
+    /// For `SAE_PENALTY_QUADRATIC`: the number of active latents that it pulls to.
+    pub target_l0: f32,
+    /// For JumpReLU: how far around a threshold its gradient is estimated; 0: 0.05.
+    pub bandwidth: f32,
+    /// For JumpReLU: the thresholds at the start; 0: 0.01.
+    pub initial_threshold: f32,
+    /// What is trained, and by which loss: `SAE_RECIPE_…`.
+    pub recipe: i32,
+    /// For JumpReLU: `SAE_PENALTY_…`.
+    pub penalty: i32,
+    /// What activations are multiplied by before anything else, which is folded into exports: `SAE_SCALING_…`.
+    pub scaling: i32,
+    /// What stays as the run's start has it: `SAE_FREEZE_…`.
+    pub frozen: u32,
 }
 sized!(sae_train_options: d, n_latents, k, k_aux, max_batch_tokens, dead_after_tokens, warmup_steps, total_tokens, seed,
     pool, convention, learning_rate, decay_fraction, aux_coefficient, adam_beta1, adam_beta2, adam_epsilon, clip_norm,
-    ema_decay, normalization, flags);
+    ema_decay, normalization, flags; d_out, k_start, k_anneal_steps, prefixes, prefix_weights, n_prefixes,
+    sparsity_warmup_steps, resample_every, sparsity_coefficient, target_l0, bandwidth, initial_threshold, recipe, penalty,
+    scaling, frozen);
 
 /// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`. It takes about 41 bytes for each of
 /// `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the encoder speeds it up), and for each
-/// token of the largest batch 8 `d` + 24 `k`.
+/// token of the largest batch 8 `d` + 24 `k` by TopK, 16 `d` + 112 `k` by Multi-TopK, 8 `d` + 56 `k` by BatchTopK, with 4 `d` more
+/// for each prefix of Matryoshka; recipes with a penalty take 8 `d`, and 48 to 96 MB for all tokens together.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_trainer_create(
     options: *const sae_train_options,
@@ -116,8 +209,48 @@ pub unsafe extern "C" fn sae_trainer_init_from(
     })
 }
 
-/// Starts a run from the weights of a TopK or ReLU model of the same sizes; the loss is divided by the variance of the sample
-/// `[S, d]`.
+/// `sae_trainer_init_from` for a transcoder: a first sample of inputs `[S, d]` and one of their targets `[S, d_out]`. b_dec
+/// becomes the targets' geometric median, and the loss is divided by their variance.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_init_transcoder(
+    trainer: *mut sae_trainer,
+    sample: *const sae_tensor,
+    target: *const sae_tensor,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (trainer, sample, target) = unsafe {
+            let (sample, target) =
+                (needed("sample", sample)?.read("sample")?, needed("target", target)?.read("target")?);
+            (get("trainer", trainer)?, sample, target)
+        };
+        trainer.0.enter("trainer")?.init_transcoder(&sample, &target)
+    })
+}
+
+/// `sae_trainer_warm_start` for a transcoder: with samples of inputs `[S, d]` and of their targets `[S, d_out]`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_warm_start_transcoder(
+    trainer: *mut sae_trainer,
+    model: *const sae_model,
+    sample: *const sae_tensor,
+    target: *const sae_tensor,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's pointers.
+        let (trainer, model, sample, target) = unsafe {
+            let (sample, target) =
+                (needed("sample", sample)?.read("sample")?, needed("target", target)?.read("target")?);
+            (get("trainer", trainer)?, get("model", model)?, sample, target)
+        };
+        trainer.0.enter("trainer")?.warm_start_transcoder(model.sae(), &sample, &target)
+    })
+}
+
+/// Starts a run from the weights of a model of the same sizes, of an architecture that the recipe trains or can start from; the
+/// loss is divided by the variance of the sample `[S, d]`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_trainer_warm_start(
     trainer: *mut sae_trainer,
@@ -148,7 +281,7 @@ pub struct sae_train_batch {
     pub x: *const sae_tensor,
     /// `[T, d]`: x + addend is trained on, formed in f32; NULL: x.
     pub addend: *const sae_tensor,
-    /// What to reconstruct instead of the input; transcoders cannot be trained yet, leave it NULL.
+    /// `[T, d_out]`, f32, f16 or bf16: what a transcoder reconstructs; NULL for an autoencoder.
     pub target: *const sae_tensor,
     /// `[T]`, i32: tokens with 0 are left out, such as the attention sink; NULL: all count.
     pub row_mask: *const sae_tensor,
@@ -177,11 +310,11 @@ pub struct sae_train_stats {
     pub tokens_not_finite: u64,
     /// Latents that are dead after this call.
     pub dead: u64,
-    /// What is minimised: `mse + aux`.
+    /// What is minimised: `mse + aux + sparsity`.
     pub loss: f64,
     /// The reconstruction's part, divided by the first sample's variance.
     pub mse: f64,
-    /// The auxiliary loss's part, its coefficient included.
+    /// The auxiliary loss's part, its coefficient included; for Gated, what the gates alone reconstruct.
     pub aux: f64,
     /// Fraction of variance unexplained, 0 to 1 and beyond.
     pub fvu: f64,
@@ -197,9 +330,13 @@ pub struct sae_train_stats {
     pub applied: i32,
     /// 0.
     pub reserved: u32,
+    /// The penalty's part, its coefficient included; 0 for recipes without one.
+    pub sparsity: f64,
+    /// Latents that started anew after the step.
+    pub resampled: u64,
 }
 sized!(sae_train_stats: step, tokens_seen, tokens, tokens_masked, tokens_not_finite, dead, loss, mse, aux, fvu, l0,
-    dead_fraction, grad_norm, learning_rate, applied, reserved);
+    dead_fraction, grad_norm, learning_rate, applied, reserved; sparsity, resampled);
 
 /// Trains on a batch: one optimizer step, unless it accumulates. `stats` may be NULL; of `run`, `SAE_RUN_FAST` and
 /// `SAE_RUN_ROUND_SUM` are known. A call that is refused changes nothing. If the gradient is not finite
@@ -241,6 +378,8 @@ pub unsafe extern "C" fn sae_train_step(
                 learning_rate: made.learning_rate,
                 applied: i32::from(made.applied),
                 reserved: 0,
+                sparsity: made.sparsity,
+                resampled: made.resampled as u64,
             });
         }
         Ok(())
@@ -383,11 +522,72 @@ pub unsafe extern "C" fn sae_trainer_free(trainer: *mut sae_trainer) {
     unsafe { take_back(trainer) };
 }
 
+/// The recipes by their numbers.
+const RECIPES: [Recipe; 8] = [
+    Recipe::TopK,
+    Recipe::MultiTopK,
+    Recipe::BatchTopK,
+    Recipe::Matryoshka,
+    Recipe::AbsTopK,
+    Recipe::Relu,
+    Recipe::JumpRelu,
+    Recipe::Gated,
+];
+
+/// The scalings by their numbers.
+const SCALINGS: [Scaling; 4] = [Scaling::Recipe, Scaling::None, Scaling::RootWidth, Scaling::UnitSquare];
+
+/// What can be left alone.
+const FREEZE: [(u32, Parameter); 8] = [
+    (SAE_FREEZE_W_ENC, Parameter::WEnc),
+    (SAE_FREEZE_B_ENC, Parameter::BEnc),
+    (SAE_FREEZE_W_DEC, Parameter::WDec),
+    (SAE_FREEZE_B_DEC, Parameter::BDec),
+    (SAE_FREEZE_THRESHOLD, Parameter::Threshold),
+    (SAE_FREEZE_B_GATE, Parameter::BGate),
+    (SAE_FREEZE_R_MAG, Parameter::RMag),
+    (SAE_FREEZE_W_SKIP, Parameter::WSkip),
+];
+
+/// What a number stands for.
+fn named<T: Copy>(name: &str, number: i32, known: &[T]) -> Result<T> {
+    match usize::try_from(number).ok().and_then(|number| known.get(number)) {
+        Some(found) => Ok(*found),
+        None => fail!(InvalidArgument, "{name}: {number} is not known; there are 0 to {}", known.len() - 1),
+    }
+}
+
+/// The host's numbers; none if there is no pointer.
+///
+/// # Safety
+/// `data` must be NULL or point to `len` numbers that outlive the use of them.
+unsafe fn list<'a, T>(name: &str, data: *const T, len: usize) -> Result<&'a [T]> {
+    if data.is_null() {
+        return Ok(&[]);
+    }
+    if len == 0 || !data.is_aligned() {
+        return fail!(InvalidArgument, "{name}: is given, but misaligned or without n_prefixes");
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(data, len) })
+}
+
 impl sae_train_options {
     /// # Safety
     /// What the pointers point to must be so.
     unsafe fn read(&self) -> Result<(TrainOptions, Pool)> {
-        check_flags("options.flags", self.flags, SAE_TRAIN_NO_AUX | SAE_TRAIN_NO_EMA)?;
+        let flags = SAE_TRAIN_NO_AUX | SAE_TRAIN_NO_EMA | SAE_TRAIN_TRANSCODER | SAE_TRAIN_SKIP;
+        check_flags("options.flags", self.flags, flags)?;
+        check_flags("options.frozen", self.frozen, FREEZE.iter().map(|(flag, _)| flag).sum())?;
+        let n_prefixes = count("options.n_prefixes", self.n_prefixes)?;
+        // SAFETY: the caller's promise.
+        let (sizes, prefix_weights) = unsafe {
+            (
+                list("options.prefixes", self.prefixes, n_prefixes)?,
+                list("options.prefix_weights", self.prefix_weights, n_prefixes)?.to_vec(),
+            )
+        };
+        let prefixes = sizes.iter().map(|size| count("options.prefixes", *size)).collect::<Result<_>>()?;
         // SAFETY: the caller's promise.
         let (pool, convention) = unsafe {
             (pool_or_serial("options.pool", self.pool)?, sae_convention::read("options.convention", self.convention)?)
@@ -414,7 +614,27 @@ impl sae_train_options {
             max_batch_tokens: count("options.max_batch_tokens", self.max_batch_tokens)?,
             normalization: read_normalization("options", self.normalization)?,
             convention,
-            ..TrainOptions::default()
+            transcoder: self.flags & SAE_TRAIN_TRANSCODER != 0,
+            skip: self.flags & SAE_TRAIN_SKIP != 0,
+            d_out: count("options.d_out", self.d_out)?,
+            k_start: count("options.k_start", self.k_start)?,
+            k_anneal_steps: self.k_anneal_steps,
+            prefixes,
+            prefix_weights,
+            sparsity_warmup_steps: self.sparsity_warmup_steps,
+            resample_every: self.resample_every,
+            sparsity_coefficient: self.sparsity_coefficient,
+            target_l0: self.target_l0,
+            bandwidth: self.bandwidth,
+            initial_threshold: self.initial_threshold,
+            recipe: named("options.recipe", self.recipe, &RECIPES)?,
+            penalty: named("options.penalty", self.penalty, &[Penalty::Step, Penalty::Tanh, Penalty::Quadratic])?,
+            scaling: named("options.scaling", self.scaling, &SCALINGS)?,
+            frozen: FREEZE
+                .iter()
+                .filter(|(flag, _)| self.frozen & flag != 0)
+                .map(|(_, parameter)| *parameter)
+                .collect(),
         };
         Ok((options, pool))
     }

@@ -18,6 +18,8 @@ const SAMPLE_ROWS: usize = 32_768;
 pub(super) const PROBES: usize = 256;
 /// Rows that one body of the median sums.
 const ROWS: usize = 256;
+/// The first stream of random numbers that belongs to a step.
+const STEPS: u64 = 1 << 32;
 /// Where the search for the median ends: steps, and the movement relative to the mean distance.
 const MEDIAN_STEPS: usize = 100;
 const MEDIAN_TOLERANCE: f64 = 1e-6;
@@ -178,6 +180,13 @@ fn add(sum: &mut [f64], row: &[f32], weight: f64) {
 
 fn squared_distance(row: &[f32], centre: &[f64]) -> f64 {
     row.iter().zip(centre).map(|(&x, c)| (f64::from(x) - c) * (f64::from(x) - c)).sum()
+}
+
+/// Random numbers from 0 to below 1 for one step of a run.
+pub(super) fn uniform_numbers(seed: u64, step: u64) -> impl FnMut() -> f64 {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(STEPS + step);
+    move || f64::from(random.next_u32()) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// `rows` random unit vectors of length `d`, row after row: uniform in the cube, scaled. Only arithmetic that every machine

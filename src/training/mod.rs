@@ -35,6 +35,7 @@ mod stats;
 mod trainer;
 mod warm_start;
 
+pub use crate::backend::training::Parameter;
 pub use options::TrainOptions;
 pub use recipe::{Penalty, Recipe, Scaling};
 pub use stats::{Progress, StepStats};

@@ -57,6 +57,9 @@ pub struct TrainOptions {
     pub no_aux: bool,
     /// Tokens without firing after which a latent is dead. 0: 10,000,000, or 5 % of `total_tokens` if that is less.
     pub dead_after_tokens: u64,
+    /// Optimizer steps after each of which dead latents start anew from badly explained tokens of its batch (Bricken et al. 2023).
+    /// 0: never. Instead of AuxK, so recipes that have it need `no_aux`.
+    pub resample_every: u64,
     /// Adam's learning rate. 0: `2e-4 / √(n_latents / 2¹⁴)`.
     pub learning_rate: f32,
     /// Optimizer steps over which the learning rate rises from 0. 0: none.
@@ -77,7 +80,7 @@ pub struct TrainOptions {
     pub ema_decay: f32,
     /// No moving average, which saves its memory.
     pub no_ema: bool,
-    /// Seed of the initial weights, the only random numbers of a run.
+    /// Seed of the initial weights and of what resampling draws, the only random numbers of a run.
     pub seed: u64,
     /// The most tokens a batch may have. 0: 8192. The numbers do not depend on it, memory does: about `8 d + 24 k` bytes for
     /// each (Multi-TopK: `16 d + 112 k`; BatchTopK: `8 d + 56 k`; Matryoshka as BatchTopK, with `4 d` more for each prefix
@@ -237,6 +240,17 @@ impl TrainOptions {
                 "skip and normalization are both given: a skip path takes the input as it is"
             );
         }
+        if self.resample_every > 0 && !self.no_aux {
+            return fail!(
+                InvalidArgument,
+                "resample_every is given beside AuxK: latents that start anew would not stay dead for it; set no_aux"
+            );
+        }
+        let kept = |parameter: &&Parameter| !matches!(parameter, Parameter::BDec | Parameter::WSkip);
+        if let Some(frozen) = self.frozen.iter().find(kept).filter(|_| self.resample_every > 0) {
+            let name = frozen.name();
+            return fail!(InvalidArgument, "resample_every and frozen {name}: latents that start anew would change it");
+        }
         let shape = self.shape();
         for (i, parameter) in self.frozen.iter().enumerate() {
             let name = parameter.name();
@@ -316,6 +330,7 @@ impl TrainOptions {
             aux_coefficient,
             no_aux,
             dead_after_tokens,
+            resample_every,
             learning_rate,
             warmup_steps,
             total_tokens,

@@ -39,6 +39,8 @@ pub struct StepStats {
     pub dead: usize,
     /// The same as a share of all latents.
     pub dead_fraction: f64,
+    /// Latents that started anew after the step.
+    pub resampled: usize,
     /// Global norm of the gradient before clipping; 0 if no step was made.
     pub grad_norm: f64,
     /// Learning rate of the step; 0 if no step was made.

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use super::checkpoint;
-use super::init::{PROBES, Sample, random_unit_rows};
+use super::init::{PROBES, Sample, random_unit_rows, uniform_numbers};
 use super::stats::Scales;
 use super::{FIRED, Progress, Recipe, StepStats, TrainOptions, export, schedule, warm_start};
 use crate::backend::cpu::Kernels;
 use crate::backend::cpu::training::CpuTraining;
-use crate::backend::training::{BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows};
+use crate::backend::training::{
+    BatchSums, LossParameters, Parameter, Resampling, Role, StepParameters, Training, TrainingRows,
+};
 use crate::backend::{Input, Pool};
 use crate::error::{Result, fail};
 use crate::features::check_tensor;
@@ -237,6 +239,9 @@ impl Trainer {
             );
         }
         progress.step = step.step;
+        if self.options.resample_every > 0 && step.step.is_multiple_of(self.options.resample_every) {
+            stats.resampled = resample(self.backend.as_mut(), &self.options, step.step)?;
+        }
         (stats.step, stats.applied, stats.learning_rate) = (step.step, true, step.learning_rate);
         Ok(stats)
     }
@@ -304,6 +309,17 @@ fn check_host(name: &str, tensor: &Tensor<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Starts dead latents anew. What is drawn depends on the seed and the step alone, so that nothing of it need be stored.
+fn resample(backend: &mut dyn Training, options: &TrainOptions, step: u64) -> Result<usize> {
+    let mut draw = uniform_numbers(options.seed, step);
+    backend.resample(&mut Resampling {
+        dead_after_tokens: options.dead_after_tokens,
+        threshold: options.initial_threshold,
+        ema_weight: (1.0 - f64::from(options.ema_decay).powf(step as f64)) as f32,
+        draw: &mut draw,
+    })
+}
+
 /// What a batch's sums say, before a step is made.
 fn statistics(sums: &BatchSums, loss: &LossParameters, options: &TrainOptions, progress: &Progress) -> StepStats {
     let tokens = sums.tokens.max(1) as f64;
@@ -324,6 +340,7 @@ fn statistics(sums: &BatchSums, loss: &LossParameters, options: &TrainOptions, p
         l0: sums.active as f64 / tokens,
         dead: sums.dead,
         dead_fraction: sums.dead as f64 / options.n_latents as f64,
+        resampled: 0,
         grad_norm: 0.0,
         learning_rate: 0.0,
     }

@@ -54,7 +54,22 @@ fn options_are_named() {
         (ARGUMENT, "decay_fraction needs total_tokens", |o| o.decay_fraction = 0.5),
         (ARGUMENT, "options.normalization: 4", |o| o.normalization = 4),
         (SAE_ERROR_UNSUPPORTED, "constant_norm", |o| o.normalization = SAE_NORMALIZATION_CONSTANT_NORM),
-        (ARGUMENT, "options.flags: bits 0x4", |o| o.flags = 4),
+        (ARGUMENT, "options.flags: bits 0x10", |o| o.flags = 16),
+        (ARGUMENT, "options.frozen: bits 0x100", |o| o.frozen = 256),
+        (ARGUMENT, "frozen: there is no threshold by recipe top_k", |o| o.frozen = SAE_FREEZE_THRESHOLD),
+        (ARGUMENT, "options.recipe: 8 is not known", |o| o.recipe = 8),
+        (ARGUMENT, "options.recipe: -1 is not known", |o| o.recipe = -1),
+        (ARGUMENT, "options.penalty: 3 is not known", |o| o.penalty = 3),
+        (ARGUMENT, "options.scaling: 4 is not known", |o| o.scaling = 4),
+        (ARGUMENT, "k is given, but recipe gated counts no latents", |o| o.recipe = SAE_RECIPE_GATED),
+        (ARGUMENT, "penalty is given, but recipe top_k", |o| o.penalty = SAE_PENALTY_TANH),
+        (ARGUMENT, "options.k_start: -1", |o| o.k_start = -1),
+        (ARGUMENT, "options.d_out: -1", |o| o.d_out = -1),
+        (ARGUMENT, "skip needs transcoder", |o| o.flags = SAE_TRAIN_SKIP),
+        (ARGUMENT, "options.n_prefixes: -3", |o| o.n_prefixes = -3),
+        (ARGUMENT, "options.prefixes: is given, but misaligned", |o| (o.prefixes, o.n_prefixes) = (misaligned(), 2)),
+        (ARGUMENT, "options.prefix_weights: is given", |o| o.prefix_weights = misaligned()),
+        (ARGUMENT, "resample_every is given beside AuxK", |o| o.resample_every = 5),
         (ARGUMENT, "options.pool: 0x", |o| o.pool = misaligned()),
         (ARGUMENT, "options.convention: 0x", |o| o.convention = misaligned()),
     ];
@@ -125,7 +140,7 @@ fn batches() {
         (TENSOR, "x: expected f32", |s| s.x.tensor.dtype = I32),
         (SAE_ERROR_UNSUPPORTED, "x: training runs on the cpu", |s| s.x.tensor.device.device_type = SAE_DEVICE_CUDA),
         (TENSOR, "addend: expected shape [4, 8], found [4]", |s| s.batch.addend = &s.mask.tensor),
-        (SAE_ERROR_UNSUPPORTED, "target", |s| s.batch.target = &s.x.tensor),
+        (ARGUMENT, "target: an autoencoder has none", |s| s.batch.target = &s.x.tensor),
         (TENSOR, "row_mask: expected i32, found f32", |s| s.mask.tensor.dtype = F32),
         (TENSOR, "row_mask: expected shape [4], found [3]", |s| s.mask.shape[0] = 3),
         (ARGUMENT, "stats.struct_size: 8", |s| s.stats.struct_size = 8),
@@ -214,4 +229,33 @@ fn resuming_with_other_options_is_refused() {
     assert!(again.is_null());
     ok(|e| unsafe { sae_trainer_resume(name.as_ptr(), null(), &mut again, e) });
     assert_eq!(weights(&Trainer(again)), weights(&first));
+}
+
+#[test]
+fn a_transcoder_trains() {
+    let (x, y) = (Array::f32(&numbers(64, 1), &[8, 8]), Array::f32(&numbers(48, 5), &[8, 6]));
+    let prefixes = [4, 16];
+    let mut options = sae_train_options { recipe: SAE_RECIPE_MATRYOSHKA, flags: SAE_TRAIN_TRANSCODER, ..options() };
+    (options.d_out, options.max_batch_tokens) = (6, 8);
+    (options.prefixes, options.n_prefixes) = (prefixes.as_ptr(), 2);
+    let trainer = trainer(&options);
+    refused(ARGUMENT, "target: is missing", |e| unsafe { sae_trainer_init_from(trainer.0, &x.tensor, e) });
+    refused(ARGUMENT, "target: is NULL", |e| unsafe { sae_trainer_init_transcoder(trainer.0, &x.tensor, null(), e) });
+    refused(TENSOR, "target: expected shape [8, 6]", |e| unsafe {
+        sae_trainer_init_transcoder(trainer.0, &x.tensor, &x.tensor, e)
+    });
+    ok(|e| unsafe { sae_trainer_init_transcoder(trainer.0, &x.tensor, &y.tensor, e) });
+    let (mut batch, mut stats) = (init::<sae_train_batch>(), init::<sae_train_stats>());
+    batch.x = &x.tensor;
+    refused(ARGUMENT, "target: is missing", |e| unsafe { sae_train_step(trainer.0, null(), &batch, &mut stats, e) });
+    batch.target = &y.tensor;
+    ok(|e| unsafe { sae_train_step(trainer.0, null(), &batch, &mut stats, e) });
+    assert!(stats.applied == 1 && stats.mse > 0.0 && stats.l0 == 2.0, "{} {}", stats.mse, stats.l0);
+    let (mut model, mut info) = (null_mut(), init::<sae_info>());
+    ok(|e| unsafe { sae_trainer_export(trainer.0, SAE_EXPORT_WEIGHTS, &mut model, e) });
+    let model = Model(model);
+    ok(|e| unsafe { sae_model_info(model.0, &mut info, e) });
+    assert_eq!((info.d_in, info.d_out), (8, 6));
+    let again = crate::bad_training::trainer(&options);
+    ok(|e| unsafe { sae_trainer_warm_start_transcoder(again.0, model.0, &x.tensor, &y.tensor, e) });
 }

@@ -228,6 +228,18 @@ pub struct StepParameters {
     pub ema_decay: f64,
 }
 
+/// How dead latents start anew.
+pub struct Resampling<'a> {
+    /// Tokens without firing after which a latent is dead.
+    pub dead_after_tokens: u64,
+    /// The threshold of those that start anew, where there are thresholds.
+    pub threshold: f32,
+    /// What weights that were there from the start have in the moving average by now.
+    pub ema_weight: f32,
+    /// Random numbers, uniform from 0 to below 1.
+    pub draw: &'a mut dyn FnMut() -> f64,
+}
+
 /// The numbers of one run on one device. Results do not depend on how many threads share the work.
 pub trait Training: Send {
     /// Forward, losses and backward of a batch whose shapes are checked; its gradients are added to what is there. Also
@@ -240,6 +252,9 @@ pub trait Training: Send {
     /// with the weights left alone, and infinity where the square of what would be applied goes beyond f32, as the second
     /// moment then would.
     fn apply(&mut self, step: &StepParameters) -> Result<f64>;
+
+    /// Starts dead latents anew from the tokens of the last batch, which was computed before the last step; tells how many.
+    fn resample(&mut self, how: &mut Resampling<'_>) -> Result<usize>;
 
     /// `‖Σ z_i W_dec[i]‖` of each of `rows` `[R, d]`, already centred, into `norms` `[R]`, where `k` latents are kept; R is at
     /// most the shape's tokens.

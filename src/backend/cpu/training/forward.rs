@@ -196,9 +196,9 @@ impl Reconstruction {
         }
     }
 
-    /// Of each row, the norm of what is left over.
-    pub(super) fn error_norms(&self) -> impl Iterator<Item = f64> {
-        self.reports[..self.codes.rows].iter().map(|report| report.error.sqrt())
+    /// Of each row, the square of what is left over.
+    pub(super) fn squares(&self) -> impl Iterator<Item = f64> {
+        self.reports[..self.codes.rows].iter().map(|report| report.error)
     }
 
     /// Starts anew to count the tokens since latents fired, for those that did.

@@ -13,6 +13,7 @@ mod forward;
 mod gather;
 mod levels;
 mod optimizer;
+mod resample;
 mod state;
 mod sums;
 
@@ -21,6 +22,7 @@ use batch_top_k::Selector;
 use forward::{FitSums, Problem, Reconstruction};
 use gather::Batch;
 use levels::Levels;
+use resample::LastBatch;
 use state::{Parameters, State};
 
 use super::Kernels;
@@ -33,7 +35,7 @@ use super::scratch::{Plan, ScreenPlan, Slots};
 use super::select::Selection;
 use crate::backend::Pool;
 use crate::backend::training::{
-    BatchSums, LossParameters, Parameter, Role, Rule, StepParameters, Training, TrainingRows, TrainingShape,
+    BatchSums, LossParameters, Parameter, Resampling, Role, Rule, StepParameters, Training, TrainingRows, TrainingShape,
 };
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::int8::{Int8Rows, PANEL};
@@ -55,6 +57,10 @@ pub struct CpuTraining {
     /// `[T, d_out]`, with a skip path: what it gives, then what the gradient by it is made of.
     skipped: Array<f32>,
     main: Reconstruction,
+    /// `[T]`: the square of what was left of each row of the last batch.
+    errors: Array<f64>,
+    /// How many rows that had.
+    last: usize,
     /// Rows of a batch that are gone through together.
     rows: usize,
     /// Where latents of all tokens compete.
@@ -105,6 +111,8 @@ impl CpuTraining {
             batch: Batch::new(&shape)?,
             skipped: Array::zeroed(if shape.skip { max_tokens.saturating_mul(d_out) } else { 0 })?,
             main: Reconstruction::new(rows, d_out, width, levels, extra)?,
+            errors: Array::zeroed(max_tokens)?,
+            last: 0,
             rows,
             selector: by_batch.then(|| Selector::new(max_tokens * k, n_latents)).transpose()?,
             aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows)).transpose()?,
@@ -140,6 +148,7 @@ impl Training for CpuTraining {
     fn accumulate(&mut self, rows: &TrainingRows<'_>, loss: &LossParameters) -> Result<BatchSums> {
         let Self { shape, state, batch, skipped, main, kernels, pool, .. } = self;
         let mut sums = batch.gather(*kernels, pool, rows, &self.spec, &state.weights.b_dec);
+        self.last = sums.tokens;
         if sums.tokens == 0 {
             sums.dead = dead(&state.unfired, loss);
             return Ok(sums);
@@ -156,13 +165,15 @@ impl Training for CpuTraining {
         let pull = 2.0 / (d_out as f64 * loss.normalizer);
         derive(shape, state);
         state.unfired.iter_mut().for_each(|tokens| *tokens = tokens.saturating_add(sums.tokens as u64));
-        let mut fitted = FitSums::default();
+        let (mut fitted, mut row) = (FitSums::default(), 0);
         for (inputs, targets) in inputs.chunks(self.rows * d).zip(targets.chunks(self.rows * d_out)) {
             let now = Current { weights: &state.weights, derived: &state.derived, int8: state.int8.as_ref() };
             let all = problem(shape, now, k, pull, loss.sparsity_coefficient);
             let problem = Problem { inputs, targets, ..all };
             sums.smallest = fit(&workers, &problem, k, main, self.selector.as_mut());
             fitted.add(main.sums());
+            self.errors[row..].iter_mut().zip(main.squares()).for_each(|(to, square)| *to = square);
+            row += main.codes().rows;
             backward::add(&workers, &problem, main, &mut self.lists, &mut state.gradient);
             backward::add_bias(&workers, &problem, main, &mut state.gradient.sums.b_dec);
             if shape.skip {
@@ -188,6 +199,16 @@ impl Training for CpuTraining {
         Ok(optimizer::apply(self.kernels, &self.pool, &mut self.state, &self.shape, step))
     }
 
+    fn resample(&mut self, how: &mut Resampling<'_>) -> Result<usize> {
+        let (inputs, targets) = (&self.batch.inputs[..self.last * self.shape.d], self.batch.targets(self.last));
+        let batch = LastBatch { inputs, targets, errors: &self.errors[..self.last] };
+        let made = resample::resample(self.kernels, &mut self.state, &batch, how)?;
+        if made > 0 {
+            self.round_encoder();
+        }
+        Ok(made)
+    }
+
     fn reconstruction_norms(&mut self, rows: &[f32], k: usize, norms: &mut [f64]) -> Result<()> {
         let (d, d_out) = (self.shape.d, self.shape.d_out);
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
@@ -202,7 +223,7 @@ impl Training for CpuTraining {
         for ((inputs, targets), norms) in blocks {
             let problem = Problem { inputs, targets, ..all };
             fit(&workers, &problem, k, &mut self.main, self.selector.as_mut());
-            norms.iter_mut().zip(self.main.error_norms()).for_each(|(to, norm)| *to = norm);
+            norms.iter_mut().zip(self.main.squares()).for_each(|(to, square)| *to = square.sqrt());
         }
         Ok(())
     }
