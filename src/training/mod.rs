@@ -27,6 +27,7 @@
 
 mod checkpoint;
 mod export;
+pub mod data;
 mod init;
 mod options;
 mod recipe;
