@@ -15,6 +15,7 @@ mod draft;
 mod file;
 mod gemma_scope;
 mod linear;
+pub(crate) mod mapped;
 mod members;
 pub mod native;
 mod npz;

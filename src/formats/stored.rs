@@ -7,10 +7,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::file::File;
+use super::mapped::Kind;
 use super::product::Product;
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::Matrix;
-use crate::tensor::{AlignedBytes, DType};
+use crate::tensor::{AlignedBytes, DType, Storage};
 
 #[cfg(target_endian = "big")]
 compile_error!("files hold little-endian numbers, which are read, mapped and written here as the machine's own");
@@ -147,6 +148,39 @@ impl StoredTensor {
         };
         let counts: Option<Vec<usize>> = bytes.chunks_exact(size).map(count).collect();
         counts.ok_or_else(|| self.err(Status::Format, "a negative number"))
+    }
+
+    /// What the elements are, for those who read them where they lie.
+    pub(super) fn kind(&self) -> Kind {
+        match &self.dtype {
+            StoredType::F32 => Kind::Float(DType::F32),
+            StoredType::F16 => Kind::Float(DType::F16),
+            StoredType::BF16 => Kind::Float(DType::BF16),
+            StoredType::F64 => Kind::Other("f64".to_owned()),
+            StoredType::Other(name, size) => match name.to_lowercase().as_str() {
+                "i32" | "i64" | "<i4" | "<i8" => Kind::Whole(*size),
+                _ => Kind::Other(name.clone()),
+            },
+        }
+    }
+
+    /// Its bytes mapped, at any alignment, and its shape.
+    pub(super) fn mapped_bytes(&self) -> Result<(Storage, &[usize])> {
+        let elements: usize = self.shape.iter().product();
+        if elements > 0 && self.strides != row_major(&self.shape) {
+            let (shape, strides) = (&self.shape, &self.strides);
+            let message =
+                format!("shape {shape:?} lies with strides {strides:?}; only row-major arrays are read in place");
+            return Err(self.err(Status::Unsupported, message));
+        }
+        let Some(map) = self.file.map()? else {
+            return Err(
+                self.err(Status::Unsupported, "is compressed; only arrays stored as they are are read in place")
+            );
+        };
+        // Within the file, as was checked when the tensor was made.
+        let bytes = map.slice(self.start as usize, elements * self.dtype.size()).map_err(|e| e.at(&self.name))?;
+        Ok((bytes, &self.shape))
     }
 
     /// The same elements with rows and columns exchanged.

@@ -21,7 +21,11 @@
 //! # Ok(()) }
 //! ```
 
+mod files;
+mod order;
+mod random;
 mod rows;
+mod shard;
 mod shards;
 
 pub use rows::{Layout, Rows};

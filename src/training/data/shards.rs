@@ -1,8 +1,11 @@
-//! Activations kept in files.
+//! Activations kept in files, mapped and read in order or shuffled.
 
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::files;
+use super::order::Order;
+use super::shard::Shard;
 use super::{Layout, Position, Rows, Source};
 use crate::error::{Result, fail};
 
@@ -14,12 +17,14 @@ pub struct ShardOptions {
     pub paths: Vec<PathBuf>,
     /// The tensor of each file; `None`: the only one of two or more dimensions that are floats.
     pub tensor: Option<String>,
-    /// The tensor beside it, i32 or i64, that tells each token's document.
+    /// The tensor beside it, i32 or i64, that tells each token's document: `[T]`, `[B, C]`, or `[B]` for whole contexts.
+    /// For an array `a.npy`, which has no names, it is the file `a.NAME.npy`. `None`: in tensors `[B, C, d]` each context
+    /// is a document, numbered from 0 over all files; in others all tokens are of document 0.
     pub documents: Option<String>,
-    /// The tensor beside it, i32 or i64, that tells each token's position in its document. `None`: in tensors
-    /// `[B, C, d]` the position is the index in C.
+    /// The tensor beside it, i32 or i64, that tells each token's position in its document, found like `documents`.
+    /// `None`: in tensors `[B, C, d]` the position is the index in C.
     pub positions: Option<String>,
-    /// Positions that are kept: `1..` without the first token, an attention sink. Default: all.
+    /// Positions that are kept: `1..u64::MAX` leaves out the first token, an attention sink. Default: all.
     pub keep_positions: Range<u64>,
     /// Tensors are `[T, layers, d]` (or `[B, C, layers, d]`) and not `[T, d]` (or `[B, C, d]`).
     pub layered: bool,
@@ -36,7 +41,7 @@ impl Default for ShardOptions {
             tensor: None,
             documents: None,
             positions: None,
-            keep_positions: 0..u64::MAX,
+            keep_positions: EVERY,
             layered: false,
             shuffle: None,
             epochs: 0,
@@ -44,8 +49,11 @@ impl Default for ShardOptions {
     }
 }
 
-/// How stored rows are shuffled: in each epoch the blocks of rows anew, and then the rows of each window of blocks. No
-/// memory is needed for it, and the place in it is a number.
+/// Every position.
+const EVERY: Range<u64> = 0..u64::MAX;
+
+/// How stored rows are shuffled: in each epoch the blocks of rows anew, and then the rows of each window of blocks. It takes
+/// 4 bytes for each block and 8 for each row of a window, and the place in it is a number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shuffle {
     /// Of the order.
@@ -56,15 +64,85 @@ pub struct Shuffle {
     pub window_blocks: usize,
 }
 
-/// A source of activations in files, memory-mapped: safetensors, npy, npz (not compressed) and torch files.
+/// A source of activations in files: safetensors, npy, npz (as `numpy.savez` writes it) and torch, memory-mapped. They must not
+/// be changed meanwhile: whoever truncates a mapped file is the end of the process that reads it.
 pub struct Shards {
     layout: Layout,
+    shards: Vec<Shard>,
+    /// The first row of each shard, and the number of all.
+    starts: Vec<u64>,
+    keep: Range<u64>,
+    order: Order,
+    epochs: u64,
+    /// Rows kept in each epoch.
+    kept: u64,
+    position: Position,
 }
 
 impl Shards {
-    /// Opens the files and checks all of them.
+    /// Opens the files and checks all of them: they must hold rows of one layout, and none may be empty.
     pub fn open(options: &ShardOptions) -> Result<Self> {
-        fail!(Unsupported, "{} paths: not read yet", options.paths.len())
+        let keep = options.keep_positions.clone();
+        if keep.is_empty() {
+            return fail!(InvalidArgument, "keep_positions: {keep:?} keeps none");
+        }
+        let (mut shards, mut starts, mut first_document) = (Vec::<Shard>::new(), vec![0], 0);
+        let mut kept = 0;
+        for path in files::find(options)? {
+            let open = || {
+                let shard = Shard::open(&path, options, first_document)?;
+                if keep != EVERY && !shard.tells_positions() {
+                    return fail!(
+                        InvalidArgument,
+                        "keep_positions: {} tells no positions; name a tensor that does as positions",
+                        shard.describe()
+                    );
+                }
+                match shards.first() {
+                    Some(first) if first.layout() != shard.layout() => {
+                        fail!(InvalidArgument, "{} does not go with {}", shard.describe(), first.describe_with_path())
+                    }
+                    _ => Ok(shard),
+                }
+            };
+            let shard = open().map_err(|e| e.at(path.display()))?;
+            kept += shard.count(&keep);
+            first_document += shard.contexts();
+            starts.push(starts[starts.len() - 1] + shard.rows());
+            shards.push(shard);
+        }
+        let Some(layout) = shards.first().map(Shard::layout) else {
+            return fail!(InvalidArgument, "paths: name at least one file");
+        };
+        if kept == 0 {
+            return fail!(InvalidArgument, "keep_positions: {keep:?} keeps no row of the files");
+        }
+        let rows = starts[shards.len()];
+        let shuffle = options.shuffle.as_ref().map(Shuffle::resolve).transpose()?;
+        let of = format!(
+            "{} files, {rows} rows {:?} {}, {kept} kept, {}",
+            shards.len(),
+            layout.shape(1)[1..].to_vec(),
+            layout.dtype,
+            match &shuffle {
+                Some(s) => format!("seed {}, {} blocks of {}", s.seed, s.window_blocks, s.block_rows),
+                None => "as stored".to_owned(),
+            }
+        );
+        let order = Order::new(rows, shuffle.as_ref())?;
+        let position = Position { of, ..Position::default() };
+        Ok(Self { layout, shards, starts, keep, order, epochs: options.epochs.max(1), kept, position })
+    }
+
+    /// Rows of all files, those left out included.
+    fn rows(&self) -> u64 {
+        self.starts[self.shards.len()]
+    }
+
+    /// The shard in which a row lies, and where.
+    fn find(&self, row: u64) -> (&Shard, u64) {
+        let shard = self.starts.partition_point(|&start| start <= row) - 1;
+        (&self.shards[shard], row - self.starts[shard])
     }
 }
 
@@ -74,19 +152,55 @@ impl Source for Shards {
     }
 
     fn len(&self) -> Option<u64> {
-        None
+        self.kept.checked_mul(self.epochs).filter(|_| self.epochs < u64::MAX)
     }
 
     fn next(&mut self, rows: &mut Rows) -> Result<usize> {
+        if rows.layout() != self.layout {
+            return fail!(InvalidArgument, "rows: are {:?}, the source's {:?}", rows.layout(), self.layout);
+        }
         rows.clear();
-        Ok(0)
+        while rows.len() < rows.room() && self.position.epoch < self.epochs {
+            let row = self.order.row(self.position.row);
+            let (shard, row) = self.find(row);
+            if self.keep == EVERY || shard.position(row).is_some_and(|position| self.keep.contains(&position)) {
+                rows.push(shard.row(row), shard.document(row));
+            }
+            self.position.row += 1;
+            if self.position.row == self.rows() {
+                self.position.row = 0;
+                self.position.epoch += 1;
+                self.order.begin(self.position.epoch);
+            }
+        }
+        self.position.given += rows.len() as u64;
+        Ok(rows.len())
     }
 
     fn position(&self) -> Position {
-        Position::default()
+        self.position.clone()
     }
 
-    fn seek(&mut self, _: &Position) -> Result<()> {
-        fail!(Unsupported, "not read yet")
+    fn seek(&mut self, position: &Position) -> Result<()> {
+        if position.of != self.position.of {
+            return fail!(
+                InvalidArgument,
+                "position: is of {:?}, but this source is {:?}; open it with the same files and options",
+                position.of,
+                self.position.of
+            );
+        }
+        let ended = position.epoch >= self.epochs && position.row > 0;
+        if ended || position.epoch > self.epochs || position.row >= self.rows() {
+            return fail!(
+                InvalidArgument,
+                "position: row {} of epoch {} is beyond the end",
+                position.row,
+                position.epoch
+            );
+        }
+        self.position = position.clone();
+        self.order.begin(position.epoch);
+        Ok(())
     }
 }

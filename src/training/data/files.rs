@@ -1,0 +1,90 @@
+//! Which files are meant.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::ShardOptions;
+use crate::error::{Error, Result, Status, fail};
+
+/// What files of arrays are called.
+const EXTENSIONS: [&str; 5] = ["safetensors", "npy", "npz", "pt", "pth"];
+/// More files than any run reads.
+const MAX_FILES: usize = 30_000;
+
+/// The files that the paths stand for.
+pub(super) fn find(options: &ShardOptions) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in &options.paths {
+        let files = match fs::metadata(path) {
+            Ok(kind) if kind.is_dir() => folder(path),
+            Ok(_) => Ok(vec![path.clone()]),
+            Err(e) => match path.to_str().filter(|text| text.contains(['*', '?', '['])) {
+                Some(pattern) => matching(pattern),
+                None => Err(e.into()),
+            },
+        };
+        let mut files = files.map_err(|e| e.at(path.display()))?;
+        if files.len() > 1 {
+            files.retain(|file| !is_beside(file, options));
+        }
+        found.append(&mut files);
+        if found.len() > MAX_FILES {
+            return fail!(InvalidArgument, "paths: stand for more than {MAX_FILES} files");
+        }
+    }
+    Ok(found)
+}
+
+/// The files of arrays in a folder, by name.
+fn folder(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        let known = path.extension().is_some_and(|found| EXTENSIONS.iter().any(|known| found == *known));
+        if known && path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        if fs::exists(path.join("dataset_info.json"))? {
+            return fail!(
+                Unsupported,
+                "holds a dataset in Arrow's format, as SAELens caches activations, which is not read; in Python, \
+                 docs/training.md says how to write it as safetensors"
+            );
+        }
+        return fail!(InvalidArgument, "holds no file of arrays ({})", EXTENSIONS.join(", "));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The files of a pattern, by name.
+fn matching(pattern: &str) -> Result<Vec<PathBuf>> {
+    let broken = |e: &dyn std::fmt::Display| Error::new(Status::InvalidArgument, format!("not a sound pattern: {e}"));
+    let mut files = Vec::new();
+    for path in glob::glob(pattern).map_err(|e| broken(&e))? {
+        let path = path.map_err(|e| Error::from(std::io::Error::from(e)))?;
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        return fail!(Io, "no file is named so");
+    }
+    Ok(files)
+}
+
+/// Where the numbers of that name lie for an array that has no names: `a.NAME.npy` beside `a.npy`.
+pub(super) fn beside(path: &Path, name: &str) -> PathBuf {
+    path.with_extension(format!("{name}.npy"))
+}
+
+/// Whether a file is one of those that lie beside an array.
+fn is_beside(path: &Path, options: &ShardOptions) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    [&options.documents, &options.positions]
+        .into_iter()
+        .flatten()
+        .any(|beside| name.ends_with(&format!(".{beside}.npy")))
+}

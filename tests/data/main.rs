@@ -1,0 +1,7 @@
+//! Where training's activations come from: files of them, and the buffer that mixes what a host pushes.
+
+#![allow(clippy::unwrap_used)]
+
+mod files;
+mod shards;
+mod support;
