@@ -343,6 +343,12 @@ impl<'a> TensorMut<'a> {
         unsafe { self.shared_write_row(row, values) }
     }
 
+    /// Copies a row of another tensor of the same type and row length, bit for bit.
+    pub fn copy_row(&mut self, row: usize, from: &Tensor<'_>, from_row: usize) {
+        // SAFETY: borrowed mutably, so no other handle to the row is in use; what `from` looks at is not written meanwhile.
+        unsafe { self.shared_copy_row(row, from, from_row) }
+    }
+
     /// [`Self::row_mut`] for workers that share the tensor and write different rows.
     ///
     /// # Safety

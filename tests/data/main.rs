@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod buffer;
 mod files;
 mod shards;
+mod sharing;
 mod support;
+mod threads;

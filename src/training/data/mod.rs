@@ -21,6 +21,7 @@
 //! # Ok(()) }
 //! ```
 
+mod buffer;
 mod files;
 mod order;
 mod random;
@@ -28,6 +29,7 @@ mod rows;
 mod shard;
 mod shards;
 
+pub use buffer::{Buffer, BufferMemory, BufferOptions, BufferStats, Choice, Push, Room, Taken, Wait};
 pub use rows::{Layout, Rows};
 pub use shards::{ShardOptions, Shards, Shuffle};
 

@@ -51,6 +51,19 @@ impl Layout {
     pub fn shape(&self, rows: usize) -> Vec<usize> {
         [rows].into_iter().chain(self.layers).chain([self.d]).collect()
     }
+
+    /// Bytes of so many rows, which are aligned to the type, as a batch.
+    pub(super) fn tensor<'a>(&self, bytes: &'a [u8], rows: usize) -> Tensor<'a> {
+        fn view<'a, T: Element>(bytes: &'a [u8], shape: &[usize]) -> Tensor<'a> {
+            Tensor::new::<T>(bytemuck::cast_slice(bytes), shape).expect("rows are as wide as their layout says")
+        }
+        let shape = self.shape(rows);
+        match self.dtype {
+            DType::F16 => view::<f16>(bytes, &shape),
+            DType::BF16 => view::<bf16>(bytes, &shape),
+            _ => view::<f32>(bytes, &shape),
+        }
+    }
 }
 
 /// A batch of rows: room for so many, of which some are filled.
@@ -80,6 +93,12 @@ impl Rows {
         self.room
     }
 
+    /// Makes room for so many rows, but not for more than it was made for.
+    pub fn set_room(&mut self, room: usize) {
+        self.room = room.min(self.documents.len());
+        self.len = self.len.min(self.room);
+    }
+
     /// How many rows are filled.
     pub fn len(&self) -> usize {
         self.len
@@ -92,15 +111,7 @@ impl Rows {
 
     /// The filled rows, `[T, d]` or `[T, layers, d]`.
     pub fn tensor(&self) -> Tensor<'_> {
-        let shape = self.layout.shape(self.len);
-        fn view<'a, T: Element>(bytes: &'a [u8], shape: &[usize]) -> Tensor<'a> {
-            Tensor::new::<T>(bytemuck::cast_slice(bytes), shape).expect("rows are as wide as their layout says")
-        }
-        match self.layout.dtype {
-            DType::F16 => view::<f16>(self.filled(), &shape),
-            DType::BF16 => view::<bf16>(self.filled(), &shape),
-            _ => view::<f32>(self.filled(), &shape),
-        }
+        self.layout.tensor(self.filled(), self.len)
     }
 
     /// One layer of the filled rows, `[T, d]`: for an SAE that reads that layer alone.

@@ -1,0 +1,192 @@
+//! A buffer on disk: a safetensors file of `documents` (i64 `[held]`, if they are kept), `norms` (f32, the oldest first) and
+//! `x` (`[held, d]` or `[held, layers, d]`, in the order that decides what comes next). Its metadata hold one entry,
+//! `libsae_buffer`, a JSON object.
+
+use std::fs::File;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::held::{Counts, Held};
+use super::options::{BufferOptions, Choice, Plan, Room};
+use crate::atomic;
+use crate::error::{Error, Result, Status, fail};
+use crate::tensor::{DType, Storage};
+use crate::training::data::Layout;
+
+const KEY: &str = "libsae_buffer";
+/// Of the layout described above.
+const VERSION: u32 = 1;
+/// What a header's length is a multiple of.
+const ALIGN: usize = 8;
+
+/// The metadata's entry.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Facts {
+    version: u32,
+    layers: Option<usize>,
+    d: usize,
+    dtype: String,
+    capacity: usize,
+    room: Room,
+    choice: Choice,
+    counts: Counts,
+    closed: bool,
+    /// Words of random numbers used so far.
+    drawn: u64,
+}
+
+pub(super) fn save(path: &Path, held: &mut Held) -> Result<()> {
+    let documents: Vec<i64> = held.each_document().collect();
+    let norms: Vec<f32> = held.norms.in_order().collect();
+    let header = header(held, documents.len(), norms.len())?;
+    atomic::remove_leftovers(path);
+    atomic::write(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        out.write_all(bytemuck::cast_slice(&documents))?;
+        out.write_all(bytemuck::cast_slice(&norms))?;
+        held.each(|row| Ok(out.write_all(row)?))
+    })
+}
+
+fn header(held: &Held, documents: usize, norms: usize) -> Result<Vec<u8>> {
+    let internal = |e: &dyn std::fmt::Display| Error::new(Status::Internal, format!("the header cannot be made: {e}"));
+    let BufferOptions { layout, room, choice } = &held.options;
+    let facts = Facts {
+        version: VERSION,
+        layers: layout.layers,
+        d: layout.d,
+        dtype: layout.dtype.to_string(),
+        capacity: held.plan.capacity(),
+        room: room.clone(),
+        choice: choice.clone(),
+        counts: held.counts,
+        closed: held.closed,
+        drawn: held.rng.get_word_pos() as u64,
+    };
+    let facts = serde_json::to_string(&facts).map_err(|e| internal(&e))?;
+    let kinds = [
+        ("documents", Dtype::I64, vec![documents], choice.documents),
+        ("norms", Dtype::F32, vec![norms], true),
+        ("x", dtype_of(layout.dtype), layout.shape(held.len()), true),
+    ];
+    let mut end = 0;
+    let infos = kinds.into_iter().filter(|(.., kept)| *kept).map(|(name, dtype, shape, _)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (name.to_owned(), TensorInfo { dtype, shape, data_offsets: (start, end) })
+    });
+    let metadata = Metadata::new(Some([(KEY.to_owned(), facts)].into()), infos.collect()).map_err(|e| internal(&e))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|e| internal(&e))?;
+    header.resize(header.len().next_multiple_of(ALIGN), b' ');
+    Ok(header)
+}
+
+fn dtype_of(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> Error {
+    Error::new(Status::Format, format!("not a sound buffer: {error}"))
+}
+
+pub(super) fn restore(path: &Path, room: Option<&Room>) -> Result<Held> {
+    let bytes = Storage::map(&File::open(path)?)?;
+    let facts = read_facts(bytes.bytes())?;
+    let found = SafeTensors::deserialize(bytes.bytes()).map_err(broken)?;
+    let tensor = |name: &str, dtype: Dtype, width: &[usize]| -> Result<TensorView<'_>> {
+        let tensor = found.tensor(name).map_err(broken)?;
+        match tensor.shape().split_first() {
+            Some((_, inner)) if tensor.dtype() == dtype && inner == width => Ok(tensor),
+            _ => {
+                let (kind, shape) = (tensor.dtype(), tensor.shape());
+                Err(broken(format!("{name} must be {dtype:?} [rows, {width:?}], not {kind:?} {shape:?}")))
+            }
+        }
+    };
+    let layout = facts.layout()?;
+    let options = BufferOptions { layout, room: room.unwrap_or(&facts.room).clone(), choice: facts.choice.clone() };
+    let x = tensor("x", dtype_of(layout.dtype), &layout.shape(0)[1..])?;
+    let norms: Vec<f32> = numbers(tensor("norms", Dtype::F32, &[])?.data(), f32::from_le_bytes);
+    let documents: Option<Vec<i64>> = match facts.choice.documents {
+        true => Some(numbers(tensor("documents", Dtype::I64, &[])?.data(), i64::from_le_bytes)),
+        false => None,
+    };
+    let rows = x.shape()[0];
+    facts.check(rows, documents.as_ref().map(Vec::len))?;
+
+    let plan = Plan::new(&options, Some(facts.capacity))?;
+    if plan.capacity() < facts.capacity {
+        return fail!(
+            InvalidArgument,
+            "memory_bytes and spill_bytes have room for {} rows, the saved buffer for {}: give as much as it had",
+            plan.capacity(),
+            facts.capacity
+        );
+    }
+    let mut held = Held::new(&options, plan)?;
+    for (i, row) in x.data().chunks_exact(layout.row_bytes()).enumerate() {
+        held.put_back(row, documents.as_ref().map_or(0, |documents| documents[i]))?;
+    }
+    for norm in norms {
+        held.norms.add(norm);
+    }
+    (held.counts, held.closed) = (facts.counts, facts.closed);
+    if held.awaits_judgement() && held.norms.len() != rows {
+        return Err(broken(format!("{} norms of {rows} rows", held.norms.len())));
+    }
+    held.rng.set_word_pos(facts.drawn.into());
+    Ok(held)
+}
+
+fn numbers<T, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|&bytes| number(bytes)).collect()
+}
+
+fn read_facts(bytes: &[u8]) -> Result<Facts> {
+    #[derive(Deserialize)]
+    struct VersionAlone {
+        version: u32,
+    }
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
+    let entry = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY));
+    let Some(text) = entry else { return Err(broken(format!("its metadata lack {KEY}"))) };
+    let VersionAlone { version } = serde_json::from_str(text).map_err(broken)?;
+    if version != VERSION {
+        return fail!(Unsupported, "buffer version {version} is not known; this library reads version {VERSION}");
+    }
+    serde_json::from_str(text).map_err(broken)
+}
+
+impl Facts {
+    fn layout(&self) -> Result<Layout> {
+        let known = [DType::F32, DType::F16, DType::BF16].into_iter().find(|known| known.to_string() == self.dtype);
+        let Some(dtype) = known else { return Err(broken(format!("its rows are {}", self.dtype))) };
+        let layout = Layout { layers: self.layers, d: self.d, dtype };
+        layout.check().map_err(broken)?;
+        Ok(layout)
+    }
+
+    /// Refuses numbers that no buffer comes to.
+    fn check(&self, rows: usize, documents: Option<usize>) -> Result<()> {
+        self.choice.check().map_err(broken)?;
+        let Counts { pushed, masked, not_finite, sinks, taken, unmixed } = self.counts;
+        let known = [masked, not_finite, sinks, taken, rows as u64];
+        if known.into_iter().try_fold(0u64, u64::checked_add) != Some(pushed) || unmixed > taken {
+            return Err(broken(format!("its counts do not add up: {:?} and {rows} held", self.counts)));
+        }
+        if rows > self.capacity || documents.is_some_and(|documents| documents != rows) {
+            let capacity = self.capacity;
+            return Err(broken(format!("{rows} rows, {documents:?} documents, and room for {capacity}")));
+        }
+        Ok(())
+    }
+}
