@@ -1374,6 +1374,170 @@ void sae_trainer_free(sae_trainer *trainer);
 #define SAE_TRAIN_STATS_INIT SAE_SIZED_INIT(sae_train_stats)
 #define SAE_TRAIN_PROGRESS_INIT SAE_SIZED_INIT(sae_train_progress)
 
+// ---- Shuffle buffers: what an engine computes, mixed into batches ----------------------------------------------------
+
+/// Rows come with their document's number, and are given with it.
+#define SAE_BUFFER_DOCUMENTS 1
+/// Rows that are not finite are held like others, instead of left out and counted.
+#define SAE_BUFFER_KEEP_NOT_FINITE 2
+
+/// Wait as long as it takes.
+#define SAE_WAIT_FOREVER -1
+
+/// Everything has been given.
+#define SAE_BUFFER_END -1
+
+/// A shuffle buffer: takes activations in any order and number, as an engine computes them, and gives batches drawn uniformly
+/// at random, without replacement, from all rows that it holds at that moment: at least half of what it can hold, until it is
+/// closed. Rows are refused, never dropped: those that are left out for a reason are counted. For any number of threads at
+/// once. What is given depends on the seed and the sequence of pushes and takes alone.
+typedef struct sae_buffer sae_buffer;
+
+/// How a buffer is made. `d` must be set; zero is a good default of all others.
+typedef struct sae_buffer_options {
+  /// `sizeof(sae_buffer_options)`; `SAE_BUFFER_OPTIONS_INIT` sets it.
+  size_t struct_size;
+  /// Width of a vector of activations.
+  int64_t d;
+  /// Layers of a row; 0: rows are vectors, and batches `[T, d]`, not `[T, layers, d]`.
+  int64_t layers;
+  /// The most bytes of memory that the buffer takes, all that it needs counted; 0: 1 GiB.
+  uint64_t memory_bytes;
+  /// Size of the file that holds what does not fit into memory; 0: none.
+  uint64_t spill_bytes;
+  /// The folder of that file, which has no name and is gone when the buffer is, or the process; NULL: none.
+  const char *spill_folder;
+  /// Of the order in which rows are given.
+  uint64_t seed;
+  /// With `SAE_BUFFER_DOCUMENTS`: documents of which rows must be held before any are given, unless the buffer is full;
+  /// 0: 1.
+  uint64_t min_documents;
+  /// Rows whose norm exceeds this many times the running median of norms are left out: attention sinks, whose norms are 40
+  /// to 150 times those of others. 0: none are.
+  float sink_multiple;
+  /// Rows whose norm exceeds this are left out; 0: none are.
+  float max_norm;
+  /// The type in which rows are held, f32, f16 or bf16; all zero: f32.
+  sae_dtype dtype;
+  /// `SAE_BUFFER_…`.
+  uint32_t flags;
+} sae_buffer_options;
+
+/// What a buffer takes.
+typedef struct sae_buffer_size {
+  /// `sizeof(sae_buffer_size)`; `SAE_BUFFER_SIZE_INIT` sets it.
+  size_t struct_size;
+  /// Rows that can be held. A batch has at most half as many.
+  uint64_t capacity;
+  /// Bytes of memory.
+  uint64_t memory_bytes;
+  /// Bytes of the file.
+  uint64_t spill_bytes;
+} sae_buffer_size;
+
+/// Rows to be mixed.
+typedef struct sae_buffer_rows {
+  /// `sizeof(sae_buffer_rows)`; `SAE_BUFFER_ROWS_INIT` sets it.
+  size_t struct_size;
+  /// `[T, d]`, or `[T, layers, d]`; f32, f16 or bf16, rounded to the buffer's type if that is another.
+  const sae_tensor *x;
+  /// Like `x`: x + addend is held, formed in f32; NULL: x.
+  const sae_tensor *addend;
+  /// `[T]`, i32: rows with 0 are left out; NULL: all count.
+  const sae_tensor *row_mask;
+  /// The document of each of the T rows, if the buffer keeps documents.
+  const int64_t *documents;
+  /// Rows at the front that are passed over: those that an earlier call has taken.
+  int64_t first;
+} sae_buffer_rows;
+
+/// How a buffer fares. At every moment `pushed` = `masked` + `not_finite` + `sinks` + `taken` + `held`.
+typedef struct sae_buffer_state {
+  /// `sizeof(sae_buffer_state)`; `SAE_BUFFER_STATE_INIT` sets it.
+  size_t struct_size;
+  /// Rows taken from those who push, whatever became of them.
+  uint64_t pushed;
+  /// Rows left out by masks.
+  uint64_t masked;
+  /// Rows left out because they were not finite.
+  uint64_t not_finite;
+  /// Rows left out because of their norm.
+  uint64_t sinks;
+  /// Rows given.
+  uint64_t taken;
+  /// Rows held.
+  uint64_t held;
+  /// Rows that can be held.
+  uint64_t capacity;
+  /// Batches given because the buffer was full, from fewer documents than were asked for.
+  uint64_t unmixed;
+  /// The running median of norms; 0 where sinks are not judged by it, or none is known.
+  float median_norm;
+  /// 1 if the buffer was closed, 0 if not.
+  int32_t closed;
+} sae_buffer_state;
+
+/// Tells what a buffer of these options will take; nothing is allocated to find out.
+sae_status sae_buffer_memory(const sae_buffer_options *options,
+                             sae_buffer_size *out,
+                             sae_error **error);
+
+/// Makes an empty buffer, which takes all its memory now.
+sae_status sae_buffer_create(const sae_buffer_options *options,
+                             sae_buffer **out,
+                             sae_error **error);
+
+/// Takes in rows, and tells how many in `taken`: all from `first` on, unless there is no room for them. Then it waits until there
+/// is, for `wait_ms` milliseconds, 0: not at all, `SAE_WAIT_FOREVER`; call again with `first` raised by what was taken. Rows
+/// that are left out count as taken: those of the mask, those that are not finite in the buffer's type, attention sinks.
+/// `SAE_ERROR_BAD_STATE` if the buffer is closed before any row is taken.
+sae_status sae_buffer_push(const sae_buffer *buffer,
+                           const sae_buffer_rows *rows,
+                           int64_t wait_ms,
+                           int64_t *taken,
+                           sae_error **error);
+
+/// Gives T rows into `out`, `[T, d]` or `[T, layers, d]`, of the buffer's type or f32, and their documents into `documents`, T
+/// numbers, unless it is NULL. `taken` becomes the number of rows: fewer than T only where a closed buffer is left with fewer;
+/// 0 if too few are held yet, even after `wait_ms` milliseconds (0: not waited for, or `SAE_WAIT_FOREVER`); `SAE_BUFFER_END`
+/// once the buffer is closed and empty. If the spill file cannot be read (`SAE_ERROR_IO`), all rows stay in the buffer, but what
+/// is in `out` and `documents` is not defined.
+sae_status sae_buffer_take(const sae_buffer *buffer,
+                           const sae_tensor *out,
+                           int64_t *documents,
+                           int64_t wait_ms,
+                           int64_t *taken,
+                           sae_error **error);
+
+/// Takes in no more rows, and ends all waiting: those who push are told how many rows were taken, those who take get what is
+/// left, to the last row. Either side may call it: when the stream ends, or when no more is wanted.
+sae_status sae_buffer_close(const sae_buffer *buffer,
+                            sae_error **error);
+
+/// Tells how a buffer fares.
+sae_status sae_buffer_stats(const sae_buffer *buffer, sae_buffer_state *out, sae_error **error);
+
+/// Saves all that decides what comes next, the rows themselves included, into a file that appears whole or not at all.
+sae_status sae_buffer_save(const sae_buffer *buffer,
+                           const char *path,
+                           sae_error **error);
+
+/// Makes a buffer that goes on where one was saved: the same pushes and takes give the same bits. `options` may be NULL; what is
+/// set in them must agree with what was saved, except for `memory_bytes`, `spill_bytes` and `spill_folder`, which say anew where
+/// rows are held, if any of them is set.
+sae_status sae_buffer_restore(const char *path,
+                              const sae_buffer_options *options,
+                              sae_buffer **out,
+                              sae_error **error);
+
+/// Frees a buffer, which no thread may still be waiting for; NULL is nothing.
+void sae_buffer_free(sae_buffer *buffer);
+
+#define SAE_BUFFER_OPTIONS_INIT SAE_SIZED_INIT(sae_buffer_options)
+#define SAE_BUFFER_SIZE_INIT SAE_SIZED_INIT(sae_buffer_size)
+#define SAE_BUFFER_ROWS_INIT SAE_SIZED_INIT(sae_buffer_rows)
+#define SAE_BUFFER_STATE_INIT SAE_SIZED_INIT(sae_buffer_state)
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif

@@ -12,6 +12,7 @@ mod boundary;
 mod handle;
 mod sized;
 
+mod buffer;
 mod convention;
 mod doctor;
 mod features;
@@ -28,6 +29,7 @@ mod steering;
 mod tensor;
 mod trainer;
 
+pub use buffer::*;
 pub use convention::*;
 pub use doctor::*;
 pub use features::*;

@@ -136,14 +136,14 @@ impl sae_dtype {
         }
     }
 
-    /// The type that weights shall have; `None`: as it is.
+    /// The type that numbers shall be kept in; `None`: nothing is said.
     pub(super) fn choose(self, name: &str) -> Result<Option<DType>> {
         if (self.code, self.bits, self.lanes) == (0, 0, 0) {
             return Ok(None);
         }
         match self.read() {
             Ok(dtype) if dtype.is_float() => Ok(Some(dtype)),
-            Ok(dtype) => fail!(InvalidArgument, "{name}.dtype: weights are f32, f16 or bf16, not {dtype}"),
+            Ok(dtype) => fail!(InvalidArgument, "{name}.dtype: expected f32, f16 or bf16, found {dtype}"),
             Err(e) => fail!(InvalidArgument, "{name}.{}", e.message()),
         }
     }

@@ -142,7 +142,7 @@ fn weights_in_memory() {
         (ARGUMENT, "options.n_latents: would copy", |m| m.options.n_latents = 2),
         (ARGUMENT, "options.dtype: would copy", |m| m.options.dtype = BF16),
         (ARGUMENT, "options.dtype: code 0 of 8 bits", |m| m.options.dtype.bits = 8),
-        (ARGUMENT, "options.dtype: weights are f32, f16 or bf16, not i32", |m| m.options.dtype = I32),
+        (ARGUMENT, "options.dtype: expected f32, f16 or bf16, found i32", |m| m.options.dtype = I32),
         (ARGUMENT, "options.normalization: 5", |m| m.options.normalization = 5),
         (SAE_ERROR_UNSUPPORTED, "options.device: models live on cpu or cuda, not on cuda_managed:0", |m| {
             m.options.device.device_type = SAE_DEVICE_CUDA_MANAGED;

@@ -163,6 +163,7 @@ macro_rules! owner {
 owner!(Model, sae_model, sae_model_free);
 owner!(Session, sae_session, sae_session_free);
 owner!(Trainer, sae_trainer, sae_trainer_free);
+owner!(Buffer, sae_buffer, sae_buffer_free);
 owner!(Pool, sae_pool, sae_pool_free);
 owner!(Report, sae_report, sae_report_free);
 

@@ -20,8 +20,12 @@ fn source(name: &str) -> PathBuf {
 }
 
 /// The programs, and flags of their own.
-const PROGRAMS: [(&str, &[&str]); 3] =
-    [("consumer.c", &[]), ("consumer.cpp", &[]), ("no_exceptions.cpp", &["-fno-exceptions"])];
+const PROGRAMS: [(&str, &[&str]); 4] = [
+    ("consumer.c", &[]),
+    ("buffer.c", &["-pthread"]),
+    ("consumer.cpp", &[]),
+    ("no_exceptions.cpp", &["-fno-exceptions"]),
+];
 
 #[test]
 fn the_headers_stand_alone_in_both_languages() {
