@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::arrow::{self, Batch};
 use super::file::File;
 use super::npz;
 use super::source::Source;
@@ -9,7 +10,7 @@ use super::stored::StoredTensor;
 use crate::error::{Result, fail};
 use crate::tensor::{DType, Storage};
 
-/// A file of arrays.
+/// A file of arrays, or a part of one that has its own.
 pub(crate) struct Arrays(Held);
 
 enum Held {
@@ -17,6 +18,8 @@ enum Held {
     Named(Source),
     /// One, which has no name.
     One(File),
+    /// Columns of some records.
+    Batch(Batch),
 }
 
 /// An array where it lies.
@@ -49,21 +52,28 @@ impl Kind {
 }
 
 impl Arrays {
-    /// Opens a safetensors, npy, npz or torch file.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// Opens a safetensors, npy, npz or torch file, or one of Arrow's, which has as many parts as it has batches of records.
+    pub(crate) fn open(path: &Path) -> Result<Vec<Self>> {
         if !path.is_file() {
             return fail!(Io, "is not a file, or not there");
         }
         let file = File::open(path, String::new())?;
         if npz::is_array(&file)? {
-            return Ok(Self(Held::One(file)));
+            return Ok(vec![Self(Held::One(file))]);
+        }
+        if arrow::is(&file)? {
+            return Ok(arrow::batches(&file)?.into_iter().map(|batch| Self(Held::Batch(batch))).collect());
         }
         let source = Source::open(path, None)?;
         if source.weights().next().is_none() {
             source.first_fault()?;
-            return fail!(Format, "not a file of arrays (numpy, safetensors, torch); found {}", source.describe());
+            return fail!(
+                Format,
+                "not a file of arrays (numpy, safetensors, torch, Arrow); found {}",
+                source.describe()
+            );
         }
-        Ok(Self(Held::Named(source)))
+        Ok(vec![Self(Held::Named(source))])
     }
 
     /// Whether it is one array without a name.
@@ -79,6 +89,7 @@ impl Arrays {
                 source.tensors().filter(|(file, _)| file.is_empty()).flat_map(|(_, tensors)| tensors.names()).collect()
             }
             Held::One(_) => Vec::new(),
+            Held::Batch(batch) => batch.names(),
         }
     }
 
@@ -90,6 +101,7 @@ impl Arrays {
                 None => return fail!(Internal, "the file has no arrays any more"),
             },
             Held::One(file) => npz::array(file)?,
+            Held::Batch(batch) => return batch.map(name),
         };
         tensor.mapped()
     }

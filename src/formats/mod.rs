@@ -8,6 +8,7 @@
 
 mod activations;
 mod archive;
+mod arrow;
 mod circuit_tracer;
 mod config;
 mod dictionary_learning;

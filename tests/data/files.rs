@@ -124,15 +124,6 @@ fn what_lies_beside_must_fit() {
 }
 
 #[test]
-fn datasets_of_saelens_are_told_apart() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("dataset_info.json"), "{}").unwrap();
-    fs::write(dir.path().join("data-00000-of-00001.arrow"), "ARROW").unwrap();
-    let options = ShardOptions { paths: vec![dir.path().into()], ..ShardOptions::default() };
-    refused(&options, Status::Unsupported, &["Arrow", "SAELens"]);
-}
-
-#[test]
 fn places_of_others_are_not_gone_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = shard(&dir.path().join("a.safetensors"), 0, &[4, 2]);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod arrow;
 mod buffer;
 mod files;
 mod shards;

@@ -3,11 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use super::ShardOptions;
 use crate::error::{Error, Result, Status, fail};
 
 /// What files of arrays are called.
-const EXTENSIONS: [&str; 5] = ["safetensors", "npy", "npz", "pt", "pth"];
+const EXTENSIONS: [&str; 6] = ["safetensors", "npy", "npz", "pt", "pth", "arrow"];
+/// What lists the files of a dataset.
+const DATASET: &str = "state.json";
 /// More files than any run reads.
 const MAX_FILES: usize = 30_000;
 
@@ -37,6 +41,9 @@ pub(super) fn find(options: &ShardOptions) -> Result<Vec<PathBuf>> {
 
 /// The files of arrays in a folder, by name.
 fn folder(path: &Path) -> Result<Vec<PathBuf>> {
+    if fs::exists(path.join(DATASET))? {
+        return dataset(path).map_err(|e| e.at(DATASET));
+    }
     let mut files = Vec::new();
     for entry in fs::read_dir(path)? {
         let path = entry?.path();
@@ -46,17 +53,43 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        if fs::exists(path.join("dataset_info.json"))? {
-            return fail!(
-                Unsupported,
-                "holds a dataset in Arrow's format, as SAELens caches activations, which is not read; in Python, \
-                 docs/training.md says how to write it as safetensors"
-            );
-        }
         return fail!(InvalidArgument, "holds no file of arrays ({})", EXTENSIONS.join(", "));
     }
     files.sort();
     Ok(files)
+}
+
+/// The files of a dataset as Hugging Face's `datasets` saves it, in its order: others of Arrow's may lie there too.
+fn dataset(path: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct State {
+        #[serde(rename = "_data_files")]
+        data_files: Vec<DataFile>,
+        /// Of an order other than that of the files.
+        #[serde(rename = "_indices_files", default)]
+        indices_files: Option<Vec<serde_json::Value>>,
+    }
+    #[derive(Deserialize)]
+    struct DataFile {
+        filename: PathBuf,
+    }
+    let state = fs::read_to_string(path.join(DATASET))?;
+    let State { data_files, indices_files } = serde_json::from_str(&state)
+        .map_err(|e| Error::new(Status::Format, format!("not the state of a dataset: {e}")))?;
+    if data_files.is_empty() {
+        return fail!(InvalidArgument, "the dataset has no files");
+    }
+    if indices_files.is_some_and(|files| !files.is_empty()) {
+        return fail!(
+            Unsupported,
+            "the dataset is a shuffled view of its files; save it after Dataset.flatten_indices()"
+        );
+    }
+    let name = |DataFile { filename }: DataFile| match filename.file_name() {
+        Some(name) if name == filename => Ok(path.join(name)),
+        _ => fail!(Format, "{filename:?} is not the name of a file"),
+    };
+    data_files.into_iter().map(name).collect()
 }
 
 /// The files of a pattern, by name.

@@ -1,4 +1,4 @@
-//! One file of activations.
+//! One file of activations, or a part of one.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,9 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// Opens a file; its contexts, if it tells them apart, are numbered from `first_document` on.
-    pub(super) fn open(path: &Path, options: &ShardOptions, first_document: i64) -> Result<Self> {
-        let arrays = Arrays::open(path)?;
-        let name = choose(&arrays, options)?;
+    /// What there is in a file, or a part of it; its contexts, if it tells them apart, are numbered from `first_document` on.
+    pub(super) fn new(path: &Path, arrays: &Arrays, options: &ShardOptions, first_document: i64) -> Result<Self> {
+        let name = choose(arrays, options)?;
         let Mapped { bytes, kind, shape } = arrays.map(&name)?;
         let shown = shown(&name);
         let Kind::Float(dtype) = kind else {
@@ -60,8 +59,8 @@ impl Shard {
             first_document,
             shape,
         };
-        shard.documents = shard.numbers(&arrays, options.documents.as_deref())?;
-        shard.positions = shard.numbers(&arrays, options.positions.as_deref())?;
+        shard.documents = shard.numbers(arrays, options.documents.as_deref())?;
+        shard.positions = shard.numbers(arrays, options.positions.as_deref())?;
         if shard.positions.as_ref().is_some_and(|positions| positions.each != 1) {
             return fail!(
                 InvalidArgument,
@@ -77,7 +76,10 @@ impl Shard {
         let Some(name) = name else { return Ok(None) };
         let Mapped { bytes, kind, shape } = if arrays.is_one() {
             let path = beside(&self.path, name);
-            let map = || Arrays::open(&path)?.map("");
+            let map = || match Arrays::open(&path)?.as_slice() {
+                [only] if only.is_one() => only.map(""),
+                _ => fail!(Format, "not an array of numpy"),
+            };
             map().map_err(|e| e.at(path.file_name().unwrap_or_default().display()))?
         } else {
             arrays.map(name)?

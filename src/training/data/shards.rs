@@ -7,7 +7,8 @@ use super::files;
 use super::order::Order;
 use super::shard::Shard;
 use super::{Layout, Position, Rows, Source};
-use crate::error::{Result, fail};
+use crate::error::{Error, Result, fail};
+use crate::formats::mapped::Arrays;
 
 /// What is read, and in which order.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +54,7 @@ impl Default for ShardOptions {
 const EVERY: Range<u64> = 0..u64::MAX;
 
 /// How stored rows are shuffled: in each epoch the blocks of rows anew, and then the rows of each window of blocks. It takes
-/// 4 bytes for each block and 8 for each row of a window, and the place in it is a number.
+/// 4 bytes for each block and for each row of a window, and the place in it is a number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shuffle {
     /// Of the order.
@@ -64,8 +65,8 @@ pub struct Shuffle {
     pub window_blocks: usize,
 }
 
-/// A source of activations in files: safetensors, npy, npz (as `numpy.savez` writes it) and torch, memory-mapped. They must not
-/// be changed meanwhile: whoever truncates a mapped file is the end of the process that reads it.
+/// A source of activations in files, memory-mapped: safetensors, npy, npz (as `numpy.savez` writes it), torch, and Arrow's (as
+/// `datasets` and so SAELens write them). They must not be changed meanwhile: whoever truncates a mapped file is the end of the process that reads it.
 pub struct Shards {
     layout: Layout,
     shards: Vec<Shard>,
@@ -89,27 +90,22 @@ impl Shards {
         let (mut shards, mut starts, mut first_document) = (Vec::<Shard>::new(), vec![0], 0);
         let mut kept = 0;
         for path in files::find(options)? {
-            let open = || {
-                let shard = Shard::open(&path, options, first_document)?;
-                if keep != EVERY && !shard.tells_positions() {
-                    return fail!(
-                        InvalidArgument,
-                        "keep_positions: {} tells no positions; name a tensor that does as positions",
-                        shard.describe()
-                    );
+            let mut open = || {
+                let parts = Arrays::open(&path)?;
+                if parts.is_empty() {
+                    return fail!(InvalidArgument, "is empty");
                 }
-                match shards.first() {
-                    Some(first) if first.layout() != shard.layout() => {
-                        fail!(InvalidArgument, "{} does not go with {}", shard.describe(), first.describe_with_path())
-                    }
-                    _ => Ok(shard),
+                for part in &parts {
+                    let shard = Shard::new(&path, part, options, first_document)?;
+                    check(&shard, shards.first(), &keep)?;
+                    kept += shard.count(&keep);
+                    first_document += shard.contexts();
+                    starts.push(starts[starts.len() - 1] + shard.rows());
+                    shards.push(shard);
                 }
+                Ok(())
             };
-            let shard = open().map_err(|e| e.at(path.display()))?;
-            kept += shard.count(&keep);
-            first_document += shard.contexts();
-            starts.push(starts[starts.len() - 1] + shard.rows());
-            shards.push(shard);
+            open().map_err(|e: Error| e.at(path.display()))?;
         }
         let Some(layout) = shards.first().map(Shard::layout) else {
             return fail!(InvalidArgument, "paths: name at least one file");
@@ -143,6 +139,23 @@ impl Shards {
     fn find(&self, row: u64) -> (&Shard, u64) {
         let shard = self.starts.partition_point(|&start| start <= row) - 1;
         (&self.shards[shard], row - self.starts[shard])
+    }
+}
+
+/// Refuses a shard that does not go with the first, or does not tell the positions of which some are to be kept.
+fn check(shard: &Shard, first: Option<&Shard>, keep: &Range<u64>) -> Result<()> {
+    let found = shard.describe();
+    if *keep != EVERY && !shard.tells_positions() {
+        return fail!(
+            InvalidArgument,
+            "keep_positions: {found} tells no positions; name a tensor that does as positions"
+        );
+    }
+    match first {
+        Some(first) if first.layout() != shard.layout() => {
+            fail!(InvalidArgument, "{found} does not go with {}", first.describe_with_path())
+        }
+        _ => Ok(()),
     }
 }
 
