@@ -26,8 +26,8 @@
 //! The same options, data and order give the same bits on any number of threads.
 
 mod checkpoint;
-mod export;
 pub mod data;
+mod export;
 mod init;
 mod options;
 mod recipe;
