@@ -670,10 +670,11 @@ const char *sae_format_name(size_t number,
 /// Round `x + addend` to x's type, as engines do that write the sum back before they read it.
 #define SAE_RUN_ROUND_SUM 4
 
-/// The session's own stream: later calls on it come after this one, and a synchronous one waits for it.
+/// The session's own stream. `sae_session_wait` waits for what is on it; what a call reads must be there before the call.
 #define SAE_STREAM_SESSION 0
 /// The host's, in `sae_run.stream`, of which NULL is the default one; for models on a GPU alone. It must be of the device's
-/// primary context. Edits are ordered on the stream of the session's latest call, which must then still be there.
+/// primary context. Calls of one session come one after another on the device, whatever their streams, and so do its edits.
+/// While the stream is captured, calls become part of the graph, whose launches take their turn likewise.
 #define SAE_STREAM_HOST 1
 /// The session's own stream, and the call returns when the work is done. On the CPU, calls always do.
 #define SAE_STREAM_SYNCHRONOUS 2
@@ -814,13 +815,20 @@ sae_status sae_features_merge(sae_session *session,
 sae_status sae_session_status(sae_session *session,
                               sae_error **error);
 
+/// Waits until everything that the session was asked for is done, on whatever stream: its own calls and edits, those on the
+/// host's streams, and launches of graphs that calls were captured into. Tells a fault of the device. On the CPU calls are done
+/// when they return.
+sae_status sae_session_wait(sae_session *session,
+                            sae_error **error);
+
 /// The name of an instruction set that this machine runs, by its number from 0 on, slowest first; NULL after the last.
 const char *sae_kernels_name(size_t number);
 
 /// The name of the instruction set that a session uses, if it computes on the CPU; NULL for NULL.
 const char *sae_session_kernels(const sae_session *session);
 
-/// Frees a session; NULL is nothing.
+/// Frees a session; NULL is nothing. On a GPU, what it was asked for is waited for first; a graph that calls were captured into
+/// keeps what it needs of the session and its model, and may be launched on.
 void sae_session_free(sae_session *session);
 
 #define SAE_SESSION_OPTIONS_INIT SAE_SIZED_INIT(sae_session_options)
@@ -869,7 +877,8 @@ typedef struct sae_steering {
 } sae_steering;
 
 /// Replaces the list of edits in a slot; none: the slot steers nothing. The edits are copied. A list may not name a latent
-/// twice. On failure the old list stays.
+/// twice. On failure the old list stays. On a GPU, calls and launches of graphs from now on steer by the new list, and those
+/// before by the old one; beside a capture this becomes no part of the graph.
 sae_status sae_set_edits(sae_session *session,
                          int32_t slot,
                          const sae_edit *edits,

@@ -689,6 +689,13 @@ class Session {
     return detail::finish(status, error);
   }
 
+  /// Waits until everything it was asked for is done, on whatever stream.
+  Outcome<> wait() {
+    sae_error *error = nullptr;
+    const sae_status status = sae_session_wait(session_.get(), &error);
+    return detail::finish(status, error);
+  }
+
   /// The name of the instruction set it uses.
   [[nodiscard]] const char *kernels() const noexcept { return sae_session_kernels(session_.get()); }
 

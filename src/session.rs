@@ -418,7 +418,8 @@ impl Session {
         self.operations.fault()
     }
 
-    /// Waits until all work on the session's own stream is done.
+    /// Waits until everything that was asked for is done, on whatever stream, and so are launches of graphs that calls were
+    /// captured into. On the CPU it always is.
     pub fn synchronize(&self) -> Result<()> {
         self.operations.synchronize()
     }

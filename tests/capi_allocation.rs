@@ -332,6 +332,7 @@ fn through_c(pool: *const sae_pool) {
         check("sae_steer, known", &mut || sae_steer(s, &run, &of_x, null(), &knowing, e));
         check("sae_features_merge", &mut || sae_features_merge(s, &run, &f, 1, &g, e));
         check("sae_session_status", &mut || sae_session_status(s, e));
+        check("sae_session_wait", &mut || sae_session_wait(s, e));
         sae_session_free(session);
         sae_model_free(model);
     }

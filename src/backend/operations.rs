@@ -172,7 +172,7 @@ pub trait Operations: Send {
         Ok(())
     }
 
-    /// Waits until all work of the session's own stream is done.
+    /// Waits until everything that was asked for is done, on whatever stream.
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }

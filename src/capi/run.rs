@@ -22,10 +22,11 @@ pub const SAE_RUN_ROUND_SUM: u32 = 4;
 
 pub(super) const RUN_FLAGS: u32 = SAE_RUN_FAST | SAE_RUN_ORDER_INDEX | SAE_RUN_ROUND_SUM;
 
-/// The session's own stream: later calls on it come after this one, and a synchronous one waits for it.
+/// The session's own stream. `sae_session_wait` waits for what is on it; what a call reads must be there before the call.
 pub const SAE_STREAM_SESSION: i32 = 0;
 /// The host's, in `sae_run.stream`, of which NULL is the default one; for models on a GPU alone. It must be of the device's
-/// primary context. Edits are ordered on the stream of the session's latest call, which must then still be there.
+/// primary context. Calls of one session come one after another on the device, whatever their streams, and so do its edits.
+/// While the stream is captured, calls become part of the graph, whose launches take their turn likewise.
 pub const SAE_STREAM_HOST: i32 = 1;
 /// The session's own stream, and the call returns when the work is done. On the CPU, calls always do.
 pub const SAE_STREAM_SYNCHRONOUS: i32 = 2;

@@ -279,6 +279,18 @@ pub unsafe extern "C" fn sae_session_status(session: *mut sae_session, error: *m
     })
 }
 
+/// Waits until everything that the session was asked for is done, on whatever stream: its own calls and edits, those on the
+/// host's streams, and launches of graphs that calls were captured into. Tells a fault of the device. On the CPU calls are done
+/// when they return.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_session_wait(session: *mut sae_session, error: *mut *mut sae_error) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's handle.
+        let session = unsafe { get("session", session)? };
+        session.0.enter("session")?.session.synchronize()
+    })
+}
+
 /// The instruction sets this machine runs, slowest first.
 static KERNELS: LazyLock<Vec<CString>> =
     LazyLock::new(|| Kernels::all_supported().iter().map(|kernels| c_text(kernels.name)).collect());
@@ -299,7 +311,8 @@ pub unsafe extern "C" fn sae_session_kernels(session: *const sae_session) -> *co
     used.map_or(std::ptr::null(), |name| name.as_ptr())
 }
 
-/// Frees a session; NULL is nothing.
+/// Frees a session; NULL is nothing. On a GPU, what it was asked for is waited for first; a graph that calls were captured into
+/// keeps what it needs of the session and its model, and may be launched on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_session_free(session: *mut sae_session) {
     // SAFETY: the caller's handle, which it gives up.

@@ -567,6 +567,7 @@ fn indices_out_of_range_are_counted() {
     assert_eq!(scene.x.floats()[..16], before[..16], "rows of slots that are not there are left alone");
     refused(ARGUMENT, "4 indices or slots", |e| unsafe { sae_session_status(scene.session.0, e) });
     refused(ARGUMENT, "session: is NULL", |e| unsafe { sae_session_status(null_mut(), e) });
+    refused(ARGUMENT, "session: is NULL", |e| unsafe { sae_session_wait(null_mut(), e) });
 }
 
 #[test]

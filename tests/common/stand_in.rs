@@ -35,18 +35,8 @@ impl StandIn {
 
     /// Compiles and loads kernels: the library's, or those of a source of the tests.
     pub fn build(name: &str, source: Option<&Path>) -> Self {
-        let folder = kernel_sources();
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.so", std::process::id()));
-        let mut command = Command::new("g++");
-        command.args(["-std=c++17", "-O2", "-g", "-ffp-contract=off", "-fPIC", "-shared", "-pthread"]);
-        command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-but-set-variable"]);
-        if let Some(source) = source {
-            command.arg(format!("-DSTAND_IN_KERNELS=\"{}\"", source.display()));
-        }
-        command.arg("-I").arg(&folder).arg(folder.join("stand_in/host.cpp")).arg("-o").arg(&out);
-        let output =
-            command.output().expect("g++ compiles the kernels for the processor; .ci/run shows what to install");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let kernels = source.map(|source| format!("-DSTAND_IN_KERNELS=\"{}\"", source.display()));
+        let out = compile(name, &kernel_sources().join("stand_in/host.cpp"), kernels.as_slice());
         let path = CString::new(out.to_str().unwrap()).unwrap();
         // SAFETY: the object was just made; its functions are what host.cpp says they are.
         let loaded = unsafe {
@@ -125,6 +115,19 @@ impl StandIn {
         unsafe { self.try_launch(P::KERNEL.symbol(), shape, shared as usize, bytemuck::bytes_of(params), seed) }
             .unwrap();
     }
+}
+
+/// Compiles a shared object against the stand-in, for this process.
+pub fn compile(name: &str, source: &Path, arguments: &[String]) -> PathBuf {
+    let folder = kernel_sources();
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.so", std::process::id()));
+    let mut command = Command::new("g++");
+    command.args(["-std=c++17", "-O2", "-g", "-ffp-contract=off", "-fPIC", "-shared", "-pthread"]);
+    command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-but-set-variable"]);
+    command.args(arguments).arg("-I").arg(&folder).arg(source).arg("-o").arg(&out);
+    let output = command.output().expect("g++ compiles the kernels for the processor; .ci/run shows what to install");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    out
 }
 
 pub fn kernel_sources() -> PathBuf {

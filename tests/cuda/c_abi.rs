@@ -141,6 +141,8 @@ fn streams_workspaces_and_memory_are_as_the_host_says() {
     recorder.take();
     ok(|e| unsafe { sae_session_status(session, e) });
     assert!(recorder.take().iter().all(|event| matches!(event, Event::Enter | Event::Fault(_) | Event::Leave)));
+    ok(|e| unsafe { sae_session_wait(session, e) });
+    assert!(matches!(recorder.take()[..], [Event::Enter, Event::Await(_), Event::Leave]));
     recorder.break_launch(Some(0));
     refused(SAE_ERROR_DEVICE_FAULT, "illegal address", |e| unsafe { sae_session_status(session, e) });
     recorder.break_launch(None);

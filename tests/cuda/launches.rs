@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sae::backend::cuda::params::{self, *};
-use sae::backend::cuda::{CudaModel, StreamHandle};
+use sae::backend::cuda::{CudaModel, StreamHandle, When};
 use sae::backend::{DeviceWorkspace, Input, Order, Run, Screen, Stream, Wanted};
 use sae::error::Result;
 use sae::features::{FeaturesMut, FeaturesRef};
@@ -142,12 +142,23 @@ fn hot_calls_launch_on_their_stream_and_do_nothing_else() {
                 run(&mut session, Run { stream: Stream::Host(stream), order, ..Run::default() }, 70).unwrap();
                 let events = recorder.take();
                 assert_eq!((&events[0], &events[events.len() - 1]), (&Event::Enter, &Event::Leave), "{name}, {call}");
+                let stream = StreamHandle(stream);
+                let [Event::CheckStream(checked), Event::Capture(asked), work @ ..] = &events[1..events.len() - 1]
+                else {
+                    panic!("{name}, {call}: {events:?}");
+                };
+                // Behind what came before it, and marked for what comes behind it.
+                let [Event::WaitFor(before, waits, When::Now), work @ .., Event::Record(after, marked, When::Now)] =
+                    work
+                else {
+                    panic!("{name}, {call}: {work:?}");
+                };
+                assert!([checked, asked, waits, marked].iter().all(|told| **told == stream) && before == after);
                 let mut launches = 0;
-                for event in &events[1..events.len() - 1] {
+                for event in work {
                     match event {
-                        Event::Launch(launch) if launch.stream == StreamHandle(stream) => launches += 1,
-                        Event::CheckStream(told) | Event::IsCapturing(told) | Event::Fill { stream: told, .. }
-                            if *told == StreamHandle(stream) => {}
+                        Event::Launch(launch) if launch.stream == stream => launches += 1,
+                        Event::Fill { stream: told, .. } if *told == stream => {}
                         other => panic!("{name}, {call}: {other:?}"),
                     }
                 }
@@ -168,8 +179,12 @@ fn the_sessions_stream_is_its_own_and_waited_for_when_asked() {
             assert!(own != StreamHandle(0) && launches.iter().all(|launch| launch.stream == own), "{name}, {call}");
             run(&mut session, Run { stream: Stream::Synchronous, ..Run::default() }, 70).unwrap();
             let events = recorder.take();
-            let waits = events.iter().filter(|event| **event == Event::Synchronize(own)).count();
-            assert_eq!((waits, &events[events.len() - 2]), (1, &Event::Synchronize(own)), "{name}, {call}");
+            let [.., Event::Record(done, stream, When::Now), Event::Await(awaited), Event::Leave] = events[..] else {
+                panic!("{name}, {call}: {events:?}");
+            };
+            assert!(stream == own && done == awaited, "{name}, {call}");
+            let waits = |event: &&Event| matches!(event, Event::Await(_) | Event::Synchronize(_));
+            assert_eq!(events.iter().filter(waits).count(), 1, "{name}, {call}");
         }
     }
 }
@@ -354,24 +369,31 @@ fn layers_lie_where_the_tensor_says() {
 }
 
 #[test]
-fn edits_are_written_by_value_on_the_latest_stream() {
+fn edits_are_written_by_value_behind_what_came_before() {
     let recorder = Recorder::new();
     let mut session = session(&recorder, &sae(Architecture::TopK { k: WIDTH }, false, DType::F32), options());
     let edits: Vec<Edit> =
         (0..100).map(|i| Edit { limit: 0.5, only_active: true, ..Edit::new(i, EditOp::Scale, i as f32) }).collect();
-    session.set_edits(1, &edits).unwrap();
-    // Nobody knows yet on which stream calls will come.
-    assert!(matches!(recorder.take()[..], [.., Event::Synchronize(_), Event::Leave]));
     HOT_CALLS[0].1(&mut session, Run { stream: Stream::Host(77), ..Run::default() }, 3).unwrap();
-    recorder.take();
+    let [.., Event::Record(done, _, _), Event::Leave] = recorder.take()[..] else { panic!("nothing was marked") };
     // What a set comes to: no length, words from an address on, and their length.
     let mut set = |slot, edits: &[Edit]| {
         session.set_edits(slot, edits).unwrap();
         let events = recorder.take();
-        assert_eq!((&events[0], &events[1]), (&Event::Enter, &Event::IsCapturing(StreamHandle(77))));
-        assert_eq!(events.last(), Some(&Event::Leave));
-        let fills = events[2..events.len() - 1].iter().map(|event| match *event {
-            Event::Fill { at, word, times, stream: StreamHandle(77) } => (at, vec![word; times]),
+        // On the session's own stream, which is never captured: the call's may be gone.
+        let [
+            Event::Enter,
+            Event::WaitFor(before, own, When::Now),
+            fills @ ..,
+            Event::Record(after, marked, When::Now),
+            Event::Leave,
+        ] = &events[..]
+        else {
+            panic!("{events:?}");
+        };
+        assert!((*before, *after) == (done, done) && own == marked && *own != StreamHandle(77));
+        let fills = fills.iter().map(|event| match *event {
+            Event::Fill { at, word, times, stream } if stream == *own => (at, vec![word; times]),
             ref other => panic!("{other:?}"),
         });
         let (mut fills, mut words): (Vec<_>, Vec<u32>) = (fills.collect(), Vec::new());
@@ -407,13 +429,12 @@ fn captured_steering_is_ready_for_any_edits() {
     recorder.take();
     // Additions need to know nothing.
     assert_eq!(kernels(&mut session), [Kernel::Prepare, Kernel::Steer]);
-    recorder.capture(true);
+    recorder.capture(Some(1));
     let captured = kernels(&mut session);
     assert_eq!((captured[0], captured.contains(&Kernel::Select)), (Kernel::SteerPlan, true));
-    let error = session.set_edits(0, &[]).unwrap_err();
-    assert!(error.status() == sae::Status::BadState && error.message().contains("captured"), "{error}");
-    assert_eq!(recorder.take(), [Event::Enter, Event::IsCapturing(StreamHandle(5)), Event::Leave]);
-    recorder.capture(false);
+    // Edits become no part of the graph: they are set at once.
+    session.set_edits(0, &[]).unwrap();
+    recorder.capture(None);
     session.set_edits(0, &[Edit::new(3, EditOp::Ablate, 0.0)]).unwrap();
     recorder.take();
     assert_eq!(kernels(&mut session), captured);

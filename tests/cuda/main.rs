@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 mod c_abi;
+mod captures;
 #[path = "../common/mod.rs"]
 mod common;
 #[allow(dead_code)]

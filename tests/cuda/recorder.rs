@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use sae::backend::cuda::params::{DevicePtr, Kernel, Params};
-use sae::backend::cuda::{Driver, Facts, Shape, SharedMemory, StreamHandle};
+use sae::backend::cuda::{CaptureId, Driver, EventHandle, Facts, Pinned, Shape, SharedMemory, StreamHandle, When};
 use sae::error::{Error, Result, Status};
 use sae::tensor::{DType, Device, DeviceKind, Tensor, TensorMut};
 
@@ -19,7 +19,11 @@ pub(crate) enum Event {
     Fill { at: u64, word: u32, times: usize, stream: StreamHandle },
     Launch(Launch),
     CheckStream(StreamHandle),
-    IsCapturing(StreamHandle),
+    Capture(StreamHandle),
+    Pin(StreamHandle),
+    Record(EventHandle, StreamHandle, When),
+    WaitFor(EventHandle, StreamHandle, When),
+    Await(EventHandle),
     Synchronize(StreamHandle),
     Fault(StreamHandle),
 }
@@ -46,9 +50,14 @@ struct State {
     blocks: BTreeMap<u64, usize>,
     shared: Vec<*mut u64>,
     streams: Vec<StreamHandle>,
+    events_made: Vec<EventHandle>,
     made: u64,
     depth: usize,
-    capturing: bool,
+    /// The capture that host's streams are in.
+    capture: Option<CaptureId>,
+    /// What graphs keep.
+    pinned: Vec<Pinned>,
+    unpinnable: bool,
     /// The launch that fails, counted from 0.
     broken_launch: Option<usize>,
     foreign_streams: bool,
@@ -76,6 +85,13 @@ impl Recorder {
         state
     }
 
+    fn note_mark(&self, asked: Event, event: EventHandle, stream: StreamHandle, when: When) {
+        let state = self.note(asked);
+        assert!(state.events_made.contains(&event));
+        let captured = state.capture.is_some() && !state.streams.contains(&stream);
+        assert!(captured || when == When::Now, "only graphs are launched again");
+    }
+
     /// What was asked since the last time.
     pub(crate) fn take(&self) -> Vec<Event> {
         std::mem::take(&mut self.state.lock().unwrap().events)
@@ -87,8 +103,19 @@ impl Recorder {
         self.take().into_iter().filter_map(launch).collect()
     }
 
-    pub(crate) fn capture(&self, on: bool) {
-        self.state.lock().unwrap().capturing = on;
+    /// Has all streams but the library's own be in a capture from now on, or in none.
+    pub(crate) fn capture(&self, capture: Option<u64>) {
+        self.state.lock().unwrap().capture = capture.map(CaptureId);
+    }
+
+    /// Has graphs refuse to keep anything.
+    pub(crate) fn refuse_pins(&self, on: bool) {
+        self.state.lock().unwrap().unpinnable = on;
+    }
+
+    /// Destroys all graphs; gives what they kept.
+    pub(crate) fn destroy_graphs(&self) -> Vec<Pinned> {
+        std::mem::take(&mut self.state.lock().unwrap().pinned)
     }
 
     /// Makes the launch of this number from now on fail.
@@ -112,7 +139,11 @@ impl Recorder {
     /// Whether everything was given back, and every thread left as it entered.
     pub(crate) fn is_clean(&self) -> bool {
         let state = self.state.lock().unwrap();
-        state.blocks.is_empty() && state.shared.is_empty() && state.streams.is_empty() && state.depth == 0
+        state.blocks.is_empty()
+            && state.shared.is_empty()
+            && state.streams.is_empty()
+            && state.events_made.is_empty()
+            && state.depth == 0
     }
 
     pub(crate) fn is_left(&self) -> bool {
@@ -220,8 +251,47 @@ unsafe impl Driver for Recorder {
         }
     }
 
-    fn is_capturing(&self, stream: StreamHandle) -> Result<bool> {
-        Ok(self.note(Event::IsCapturing(stream)).capturing)
+    fn capture(&self, stream: StreamHandle) -> Result<Option<CaptureId>> {
+        let state = self.note(Event::Capture(stream));
+        assert!(!state.streams.contains(&stream), "nobody captures a stream of ours");
+        Ok(state.capture)
+    }
+
+    fn pin(&self, stream: StreamHandle, kept: Pinned) -> Result<()> {
+        let mut state = self.note(Event::Pin(stream));
+        assert!(state.capture.is_some() && !state.streams.contains(&stream), "there is no graph");
+        if state.unpinnable {
+            return Err(Error::new(Status::OutOfMemory, "the graph is full"));
+        }
+        state.pinned.push(kept);
+        Ok(())
+    }
+
+    fn create_event(&self) -> Result<EventHandle> {
+        let mut state = self.note(Event::Allocate);
+        state.made += 1;
+        let event = EventHandle(state.made);
+        state.events_made.push(event);
+        Ok(event)
+    }
+
+    unsafe fn destroy_event(&self, event: EventHandle) {
+        self.note(Event::Free).events_made.retain(|kept| *kept != event);
+    }
+
+    fn record(&self, event: EventHandle, stream: StreamHandle, when: When) -> Result<()> {
+        self.note_mark(Event::Record(event, stream, when), event, stream, when);
+        Ok(())
+    }
+
+    fn wait_for(&self, event: EventHandle, stream: StreamHandle, when: When) -> Result<()> {
+        self.note_mark(Event::WaitFor(event, stream, when), event, stream, when);
+        Ok(())
+    }
+
+    fn await_event(&self, event: EventHandle) -> Result<()> {
+        assert!(self.note(Event::Await(event)).events_made.contains(&event));
+        Ok(())
     }
 
     fn synchronize(&self, stream: StreamHandle) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sae::backend::cuda::params::{DevicePtr, Kernel};
-use sae::backend::cuda::{Driver, Facts, Shape, SharedMemory, StreamHandle};
+use sae::backend::cuda::{CaptureId, Driver, EventHandle, Facts, Pinned, Shape, SharedMemory, StreamHandle, When};
 use sae::error::{Error, Result, Status};
 
 use crate::common::stand_in::StandIn;
@@ -106,8 +106,30 @@ unsafe impl Driver for StandInDriver {
         Ok(())
     }
 
-    fn is_capturing(&self, _: StreamHandle) -> Result<bool> {
-        Ok(false)
+    fn capture(&self, _: StreamHandle) -> Result<Option<CaptureId>> {
+        Ok(None)
+    }
+
+    fn pin(&self, _: StreamHandle, _: Pinned) -> Result<()> {
+        unreachable!("nothing is captured")
+    }
+
+    fn create_event(&self) -> Result<EventHandle> {
+        Ok(EventHandle(1))
+    }
+
+    unsafe fn destroy_event(&self, _: EventHandle) {}
+
+    fn record(&self, _: EventHandle, _: StreamHandle, _: When) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait_for(&self, _: EventHandle, _: StreamHandle, _: When) -> Result<()> {
+        Ok(())
+    }
+
+    fn await_event(&self, _: EventHandle) -> Result<()> {
+        Ok(())
     }
 
     fn synchronize(&self, _: StreamHandle) -> Result<()> {

@@ -19,6 +19,8 @@ pub(super) struct Call<'a> {
     pub stream: StreamHandle,
     pub memory: Memory,
     pub order: Order,
+    /// Whether the work goes into a graph, to be done later and often.
+    pub captured: bool,
 }
 
 impl Call<'_> {
@@ -147,11 +149,11 @@ impl CudaSession {
         rows: &Range<usize>,
         prepared: &Prepared,
     ) -> Result<()> {
-        let spec = self.model.sae().spec();
+        let spec = self.held.model.sae().spec();
         let params = PrepareParams {
             x: vectors(&input.x, rows.start),
             addend: input.addend.as_ref().map_or_else(Vectors::default, |addend| vectors(addend, rows.start)),
-            b_dec: if spec.subtract_b_dec { self.model.b_dec() } else { DevicePtr::NULL },
+            b_dec: if spec.subtract_b_dec { self.held.model.b_dec() } else { DevicePtr::NULL },
             wanted: prepared.wanted,
             out: prepared.x,
             raw: prepared.raw,

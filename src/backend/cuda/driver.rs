@@ -1,6 +1,7 @@
 //! What the backend asks of a device: memory, copies, launches, streams. [`NvidiaDriver`](super::NvidiaDriver) asks NVIDIA's
 //! driver; tests have drivers of their own, which record what is asked or run the kernels on the processor.
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -30,6 +31,26 @@ impl StreamHandle {
         Self(stream.addr() as u64)
     }
 }
+
+/// A mark in the work of streams: the driver's own handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EventHandle(pub u64);
+
+/// One capture of streams into a graph, among all of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CaptureId(pub u64);
+
+/// Where a mark is set or waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum When {
+    /// In the stream's own work; while that is captured, in this capture alone.
+    Now,
+    /// Of a captured stream: each time the graph is launched, among everything that the device does.
+    Replayed,
+}
+
+/// What must stay as long as a graph may be launched.
+pub type Pinned = Arc<dyn Any + Send + Sync>;
 
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,8 +141,29 @@ pub unsafe trait Driver: Send + Sync {
     /// Refuses a host's stream that is of another device, or not of its primary context.
     fn check_stream(&self, stream: StreamHandle) -> Result<()>;
 
-    /// Whether the stream's work is being captured instead of done.
-    fn is_capturing(&self, stream: StreamHandle) -> Result<bool>;
+    /// What the stream's work is being captured into instead of being done, if it is.
+    fn capture(&self, stream: StreamHandle) -> Result<Option<CaptureId>>;
+
+    /// Has the graph that a captured stream's work goes into keep something until nobody can launch it any more.
+    fn pin(&self, stream: StreamHandle, kept: Pinned) -> Result<()>;
+
+    /// A new mark, which counts as reached until it is set.
+    fn create_event(&self) -> Result<EventHandle>;
+
+    /// Ends a mark.
+    ///
+    /// # Safety
+    /// It must come from [`Self::create_event`], and nobody may use it any more.
+    unsafe fn destroy_event(&self, event: EventHandle);
+
+    /// Sets a mark behind what the stream was given so far.
+    fn record(&self, event: EventHandle, stream: StreamHandle, when: When) -> Result<()>;
+
+    /// Has what the stream is given from now on wait until a mark, where it was set last, is reached.
+    fn wait_for(&self, event: EventHandle, stream: StreamHandle, when: When) -> Result<()>;
+
+    /// Waits until a mark, where it was set last, is reached.
+    fn await_event(&self, event: EventHandle) -> Result<()>;
 
     /// Waits until the stream's work is done.
     fn synchronize(&self, stream: StreamHandle) -> Result<()>;
@@ -293,6 +335,34 @@ impl Drop for OwnStream {
         if let Ok(inside) = Inside::new(&*self.driver) {
             // SAFETY: from `create_stream`, and ended once.
             unsafe { inside.destroy_stream(self.handle) };
+        }
+    }
+}
+
+/// A mark of our own, ended when dropped.
+pub struct OwnEvent {
+    driver: Arc<dyn Driver>,
+    handle: EventHandle,
+}
+
+impl OwnEvent {
+    /// A new one.
+    pub fn new(driver: &Arc<dyn Driver>) -> Result<Self> {
+        let handle = Inside::new(&**driver)?.create_event()?;
+        Ok(Self { driver: Arc::clone(driver), handle })
+    }
+
+    /// The driver's handle.
+    pub fn handle(&self) -> EventHandle {
+        self.handle
+    }
+}
+
+impl Drop for OwnEvent {
+    fn drop(&mut self) {
+        if let Ok(inside) = Inside::new(&*self.driver) {
+            // SAFETY: from `create_event`, and ended once.
+            unsafe { inside.destroy_event(self.handle) };
         }
     }
 }

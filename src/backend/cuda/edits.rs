@@ -10,13 +10,12 @@ use crate::steering::{Edit, EditOp};
 
 /// Bytes of an edit there.
 const SIZE: usize = size_of::<params::Edit>();
+
 /// Lists of edits of a session.
 pub(super) struct EditTable {
     edits: Block,
     lengths: Block,
     limits: Limits,
-    /// For each list, whether its edits depend on activations.
-    needs_activations: Vec<bool>,
 }
 
 impl EditTable {
@@ -26,17 +25,13 @@ impl EditTable {
             edits: Block::zeroed(driver, slots * edits_per_slot * SIZE)?,
             lengths: Block::zeroed(driver, slots * 4)?,
             limits,
-            needs_activations: crate::tensor::try_vec(false, slots)?,
         })
     }
 
-    /// Puts a new list in place once the stream has done what it was given before. Words are given by value, so that nothing
-    /// of the host's must stay until then.
-    pub(super) fn set(&mut self, driver: &dyn Driver, stream: StreamHandle, slot: usize, edits: &[Edit]) -> Result<()> {
+    /// Puts a new list in place once the stream has done what it was given before; should the driver fail half-way, the list
+    /// is empty. Words are given by value, so that nothing of the host's must stay until then.
+    pub(super) fn set(&self, driver: &dyn Driver, stream: StreamHandle, slot: usize, edits: &[Edit]) -> Result<()> {
         let length = DevicePtr(self.lengths.at().0 + 4 * slot as u64);
-        // Should the driver fail half-way, the list is empty, and what it may need is not forgotten.
-        let needs_activations = edits.iter().any(Edit::needs_activation);
-        self.needs_activations[slot] |= needs_activations;
         // SAFETY: within the table, as the session checked.
         unsafe { driver.fill(length, 0, 1, stream)? };
         let mut at = self.edits.at().0 + (slot * self.limits.edits_per_slot * SIZE) as u64;
@@ -50,14 +45,7 @@ impl EditTable {
             }
         }
         // SAFETY: as above.
-        unsafe { driver.fill(length, edits.len() as u32, 1, stream)? };
-        self.needs_activations[slot] = needs_activations;
-        Ok(())
-    }
-
-    /// Whether any list has edits that depend on activations.
-    pub(super) fn need_activations(&self) -> bool {
-        self.needs_activations.contains(&true)
+        unsafe { driver.fill(length, edits.len() as u32, 1, stream) }
     }
 
     /// What kernels are told, but for the rows' slots.

@@ -1,57 +1,20 @@
-//! NVIDIA's driver, opened when it is first asked for. Never seen on a GPU yet; without one, what it says is tested.
+//! NVIDIA's driver, opened when it is first asked for. Never seen on a GPU yet; the tests have a library in its place that runs
+//! the kernels on the processor.
 //!
-//! Every function that is called is looked up once, when the driver is opened: cudarc panics at one that is missing. The
-//! device's primary context is the one that other libraries in the process use, so their memory and streams serve here.
+//! The device's primary context is the one that other libraries in the process use, so their memory and streams serve here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use cudarc::driver::sys::{self, CUcontext, CUfunction, CUmodule, CUresult, CUstream};
+use cudarc::driver::sys::{self, CUcontext, CUevent, CUfunction, CUmodule, CUresult, CUstream};
 
 use super::code::Code;
-use super::driver::{Driver, Facts, Shape, SharedMemory, StreamHandle};
+use super::driver::{CaptureId, Driver, EventHandle, Facts, Pinned, Shape, SharedMemory, StreamHandle, When};
+use super::later;
+use super::library::{self, CaptureInfo, check};
 use super::params::{DevicePtr, Kernel, SCREEN_SHARED};
 use crate::error::{Error, Result, Status, fail};
-
-/// The oldest driver that serves, as the driver counts: CUDA 12.0.
-const OLDEST: c_int = 12_000;
-
-/// Every function of the driver that is called below.
-const SYMBOLS: &[&str] = &[
-    "cuInit",
-    "cuDriverGetVersion",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuDeviceGet",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDeviceGetAttribute",
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxPushCurrent_v2",
-    "cuCtxPopCurrent_v2",
-    "cuThreadExchangeStreamCaptureMode",
-    "cuModuleLoadData",
-    "cuModuleUnload",
-    "cuModuleGetFunction",
-    "cuFuncSetAttribute",
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
-    "cuMemHostAlloc",
-    "cuMemHostGetDevicePointer_v2",
-    "cuMemFreeHost",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemsetD8Async",
-    "cuMemsetD32Async",
-    "cuLaunchKernel",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamGetCtx",
-    "cuStreamIsCapturing",
-    "cuStreamSynchronize",
-    "cuStreamQuery",
-];
 
 /// A GPU, with the kernels loaded.
 pub struct NvidiaDriver {
@@ -62,6 +25,7 @@ pub struct NvidiaDriver {
     functions: Vec<CUfunction>,
     /// For what is done while nothing runs: uploads.
     stream: CUstream,
+    capture_info: CaptureInfo,
 }
 
 // SAFETY: the driver's handles may be used from any thread.
@@ -85,7 +49,7 @@ impl NvidiaDriver {
     }
 
     fn new(ordinal: i32) -> Result<Self> {
-        check_library()?;
+        let capture_info = library::open()?;
         let no_device =
             |what: &'static str| move |e: Error| Error::new(Status::NoDevice, format!("{what}: {}", e.message()));
         // SAFETY: every function called here and below is there, as just checked; the pointers are to places of ours.
@@ -93,11 +57,7 @@ impl NvidiaDriver {
             check(sys::cuInit(0)).map_err(no_device("the driver does not start"))?;
             let mut version = 0;
             check(sys::cuDriverGetVersion(&mut version)).map_err(no_device("the driver's version"))?;
-            if version < OLDEST {
-                let name = |v: c_int| format!("{}.{}", v / 1000, v % 1000 / 10);
-                let (found, oldest) = (name(version), name(OLDEST));
-                return fail!(NoDevice, "the driver is of CUDA {found}, which is too old; CUDA {oldest} is needed");
-            }
+            library::check_version(version)?;
             let mut count = 0;
             check(sys::cuDeviceGetCount(&mut count)).map_err(no_device("devices"))?;
             if !(0..count).contains(&ordinal) {
@@ -114,8 +74,8 @@ impl NvidiaDriver {
             let mut context = null_mut();
             check(sys::cuDevicePrimaryCtxRetain(&mut context, device)).map_err(no_device("the device's context"))?;
             // From here on dropping it gives back what was had.
-            let mut driver =
-                Self { facts, device, context, module: null_mut(), functions: Vec::new(), stream: null_mut() };
+            let (module, functions, stream) = (null_mut(), Vec::new(), null_mut());
+            let mut driver = Self { facts, device, context, module, functions, stream, capture_info };
             let entered = driver.enter().map_err(no_device("the device's context"))?;
             let loaded = driver.load();
             driver.leave(entered);
@@ -165,23 +125,6 @@ impl NvidiaDriver {
 /// Apart from the default stream.
 const NON_BLOCKING: c_uint = 1;
 
-/// Refuses a machine without the driver's library, or with one that lacks what is called.
-fn check_library() -> Result<()> {
-    // SAFETY: loads the driver's library, whose initialisers are NVIDIA's.
-    if !unsafe { sys::is_culib_present() } {
-        return fail!(NoDevice, "NVIDIA's driver library (libcuda) was not found");
-    }
-    // SAFETY: as above.
-    let library = unsafe { sys::culib() };
-    for symbol in SYMBOLS {
-        // SAFETY: the symbol is looked up, not called.
-        if unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) }.is_err() {
-            return fail!(NoDevice, "NVIDIA's driver library has no {symbol}; it is too old");
-        }
-    }
-    Ok(())
-}
-
 /// # Safety
 /// The driver has started.
 unsafe fn facts(device: sys::CUdevice, ordinal: i32) -> Result<Facts> {
@@ -208,29 +151,23 @@ unsafe fn facts(device: sys::CUdevice, ordinal: i32) -> Result<Facts> {
     })
 }
 
-/// What the driver says, as an error with its own words.
-fn check(result: CUresult) -> Result<()> {
-    let status = match result {
-        CUresult::CUDA_SUCCESS => return Ok(()),
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Status::OutOfMemory,
-        _ => Status::DeviceFault,
-    };
-    let words = |ask: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
-        let mut text = null();
-        // SAFETY: a place of ours.
-        match unsafe { ask(result, &mut text) } {
-            CUresult::CUDA_SUCCESS if !text.is_null() => {
-                // SAFETY: the driver's texts are C strings, and last.
-                unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-            }
-            _ => format!("{}", result as u32),
-        }
-    };
-    Err(Error::new(status, format!("{} ({})", words(sys::cuGetErrorString), words(sys::cuGetErrorName))))
-}
-
 fn stream(handle: StreamHandle) -> CUstream {
     std::ptr::with_exposed_provenance_mut(handle.0 as usize)
+}
+
+fn event(handle: EventHandle) -> CUevent {
+    std::ptr::with_exposed_provenance_mut(handle.0 as usize)
+}
+
+/// Of an event: it takes no times.
+const NO_TIMES: c_uint = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+/// Of setting and awaiting an event in a capture: part of the graph.
+const EXTERNAL: c_uint = sys::CUevent_wait_flags::CU_EVENT_WAIT_EXTERNAL as c_uint;
+
+/// What the driver calls, from a thread that must not call it, when nobody can launch a graph any more.
+unsafe extern "C" fn unpin(kept: *mut c_void) {
+    // SAFETY: from `pin`, given back once.
+    later::release(*unsafe { Box::from_raw(kept.cast::<Pinned>()) });
 }
 
 // SAFETY: memory is the driver's own, and the functions do what the driver's do.
@@ -356,7 +293,7 @@ unsafe impl Driver for NvidiaDriver {
     fn check_stream(&self, given: StreamHandle) -> Result<()> {
         let mut context = null_mut();
         // SAFETY: the host's stream, which it says is one; a place of ours.
-        check(unsafe { sys::cuStreamGetCtx(stream(given), &mut context) })?;
+        check(unsafe { sys::cuStreamGetCtx(stream(given), &mut context) }).map_err(|e| e.at("stream"))?;
         if context != self.context {
             let ordinal = self.facts.ordinal;
             return fail!(InvalidArgument, "the stream is not one of the primary context of cuda:{ordinal}");
@@ -364,11 +301,62 @@ unsafe impl Driver for NvidiaDriver {
         Ok(())
     }
 
-    fn is_capturing(&self, on: StreamHandle) -> Result<bool> {
-        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        // SAFETY: a stream, and a place of ours.
-        check(unsafe { sys::cuStreamIsCapturing(stream(on), &mut status) })?;
-        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    fn capture(&self, on: StreamHandle) -> Result<Option<CaptureId>> {
+        // SAFETY: a stream.
+        Ok(unsafe { self.capture_info.of(stream(on))? }.map(|(id, _)| CaptureId(id)))
+    }
+
+    fn pin(&self, on: StreamHandle, kept: Pinned) -> Result<()> {
+        // SAFETY: a stream.
+        let Some((_, graph)) = (unsafe { self.capture_info.of(stream(on))? }) else {
+            return fail!(Internal, "the stream is not being captured");
+        };
+        let kept = Box::into_raw(Box::new(kept));
+        let unsynchronized = sys::CUuserObject_flags::CU_USER_OBJECT_NO_DESTRUCTOR_SYNC as c_uint;
+        let ours_becomes_its = sys::CUuserObjectRetain_flags::CU_GRAPH_USER_OBJECT_MOVE as c_uint;
+        let mut object = null_mut();
+        // SAFETY: `unpin` takes what it is given here; a place of ours; the graph is being made by this capture.
+        unsafe {
+            if let Err(e) = check(sys::cuUserObjectCreate(&mut object, kept.cast(), Some(unpin), 1, unsynchronized)) {
+                drop(Box::from_raw(kept));
+                return Err(e);
+            }
+            check(sys::cuGraphRetainUserObject(graph, object, 1, ours_becomes_its))
+                .inspect_err(|_| drop(check(sys::cuUserObjectRelease(object, 1))))
+        }
+    }
+
+    fn create_event(&self) -> Result<EventHandle> {
+        let mut made = null_mut();
+        // SAFETY: a place of ours.
+        check(unsafe { sys::cuEventCreate(&mut made, NO_TIMES) })?;
+        Ok(EventHandle(made.expose_provenance() as u64))
+    }
+
+    unsafe fn destroy_event(&self, made: EventHandle) {
+        // SAFETY: the caller's promise.
+        unsafe { sys::cuEventDestroy_v2(event(made)) };
+    }
+
+    fn record(&self, mark: EventHandle, on: StreamHandle, when: When) -> Result<()> {
+        // SAFETY: an event of ours, and a stream.
+        check(unsafe {
+            match when {
+                When::Now => sys::cuEventRecord(event(mark), stream(on)),
+                When::Replayed => sys::cuEventRecordWithFlags(event(mark), stream(on), EXTERNAL),
+            }
+        })
+    }
+
+    fn wait_for(&self, mark: EventHandle, on: StreamHandle, when: When) -> Result<()> {
+        let flags = if when == When::Replayed { EXTERNAL } else { 0 };
+        // SAFETY: as above.
+        check(unsafe { sys::cuStreamWaitEvent(stream(on), event(mark), flags) })
+    }
+
+    fn await_event(&self, mark: EventHandle) -> Result<()> {
+        // SAFETY: an event of ours.
+        check(unsafe { sys::cuEventSynchronize(event(mark)) })
     }
 
     fn synchronize(&self, on: StreamHandle) -> Result<()> {
@@ -377,9 +365,6 @@ unsafe impl Driver for NvidiaDriver {
     }
 
     fn fault(&self, on: StreamHandle) -> Result<()> {
-        if self.is_capturing(on)? {
-            return Ok(());
-        }
         // SAFETY: a stream.
         match unsafe { sys::cuStreamQuery(stream(on)) } {
             CUresult::CUDA_ERROR_NOT_READY => Ok(()),

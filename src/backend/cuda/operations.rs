@@ -43,7 +43,7 @@ impl CudaSession {
         for rows in chunks(rows, chunk) {
             self.prepare(&call, input, &rows, &prepared)?;
             // Ids are counted once, whatever the number of tokens.
-            let ignored = if rows.start == 0 { self.ignored.at() } else { self.unread.at() };
+            let ignored = if rows.start == 0 { self.held.ignored.at() } else { self.held.unread.at() };
             let (out, count) = (rows_of(out, &rows), rows.len());
             let Some(encoded) = &encoded else {
                 let params = ScoreSelectedParams {
@@ -164,7 +164,7 @@ impl CudaSession {
             }
             let params = DecodeParams {
                 features: features(given, rows.start),
-                ignored: self.ignored.at(),
+                ignored: self.held.ignored.at(),
                 skip: skipped,
                 out: rows_of(out, &rows),
                 rows: rows.len() as i32,
@@ -178,11 +178,11 @@ impl CudaSession {
 
     /// What is the same in all decoding.
     fn decoding(&self) -> DecodeParams {
-        let spec = self.model.sae().spec();
+        let spec = self.held.model.sae().spec();
         DecodeParams {
-            w_dec: self.model.w_dec(),
-            b_dec: self.model.b_dec(),
-            norms: self.model.norms(),
+            w_dec: self.held.model.w_dec(),
+            b_dec: self.held.model.b_dec(),
+            norms: self.held.model.norms(),
             skip_stride: self.plan.d_out as i64,
             d: self.plan.d_out as i32,
             n: self.latents.n,
@@ -272,9 +272,9 @@ impl CudaSession {
         }
         let per_slot = plan.limits.edits_per_slot.max(1);
         let deltas = call.memory.take(4 * chunk * per_slot);
-        let Spec { d_out, normalization: normal, center, denormalize_output, .. } = *self.model.sae().spec();
+        let Spec { d_out, normalization: normal, center, denormalize_output, .. } = *self.held.model.sae().spec();
         for rows in chunks(rows, chunk) {
-            let mut edits = self.edits.edits();
+            let mut edits = self.held.edits.edits();
             if let Some(row_slot) = &steering.row_slot {
                 (edits.row_slot, edits.row_slot_stride) = integers(row_slot, rows.start);
             }
@@ -297,12 +297,12 @@ impl CudaSession {
                 x: prepared.x,
                 tokens: prepared.tokens,
                 kept: encoded.as_ref().map_or(DevicePtr::NULL, |encoded| encoded.kept),
-                w_dec: self.model.w_dec(),
-                norms: self.model.norms(),
+                w_dec: self.held.model.w_dec(),
+                norms: self.held.model.norms(),
                 y: rows_of(&y, &rows),
                 out: rows_of(&out, &rows),
                 deltas,
-                ignored: self.ignored.at(),
+                ignored: self.held.ignored.at(),
                 padded: plan.padded as i64,
                 kept_stride: encoding.kept_stride as i64,
                 rows: rows.len() as i32,
@@ -323,20 +323,19 @@ impl CudaSession {
     /// set later count too.
     fn may_encode(&self, call: &Call<'_>, steering: &Steering<'_>) -> Result<bool> {
         let complete =
-            steering.known.as_ref().is_some_and(|known| known.width() >= self.model.sae().spec().max_active());
-        if complete || self.edits.need_activations() {
+            steering.known.as_ref().is_some_and(|known| known.width() >= self.held.model.sae().spec().max_active());
+        if complete || self.needs_activations.contains(&true) {
             return Ok(!complete);
         }
-        let captured = call.inside.is_capturing(call.stream)?;
-        let spec = self.model.sae().spec();
-        if captured && spec.is_shard() {
+        let spec = self.held.model.sae().spec();
+        if call.captured && spec.is_shard() {
             let name = spec.architecture.name();
             return fail!(
                 Unsupported,
                 "steering by a shard of a {name} SAE is not captured without the whole's features (known), since edits may later need them"
             );
         }
-        Ok(captured)
+        Ok(call.captured)
     }
 
     pub(super) fn merge(&self, mut call: Call<'_>, parts: &[FeaturesRef<'_>], out: &FeaturesMut<'_>) -> Result<()> {
@@ -359,7 +358,7 @@ impl CudaSession {
                     part: features(part, rows.start),
                     keys: merged,
                     tokens,
-                    ignored: self.ignored.at(),
+                    ignored: self.held.ignored.at(),
                     keys_stride: keys as i64,
                     offset: start as i64,
                     rows: rows.len() as i32,

@@ -4,35 +4,59 @@
 use std::sync::Arc;
 
 use super::call::Call;
-use super::driver::{Block, Counter, Inside, OwnStream, StreamHandle};
+use super::driver::{Block, CaptureId, Counter, Driver, Inside, OwnStream, StreamHandle};
 use super::edits::EditTable;
 use super::model::{CudaModel, Screen, Screened};
+use super::order::Sequence;
 use super::params::Latents;
 use super::plan::{Plan, Workspace, kept};
 use crate::backend::{self, Input, Limits, Operations, Run, Steering, Stream, Wanted};
-use crate::error::{Result, fail};
+use crate::error::Result;
 use crate::features::{FeaturesMut, FeaturesRef};
 use crate::sae::Sae;
 use crate::steering::Edit;
-use crate::tensor::{Tensor, TensorMut};
+use crate::tensor::{Tensor, TensorMut, try_vec};
 
 /// One session's state on a GPU.
 pub struct CudaSession {
-    pub(super) model: Arc<CudaModel>,
-    /// What bounds scores, if they are bounded.
-    _screen: Option<Arc<Screen>>,
+    pub(super) held: Arc<Held>,
     pub(super) screened: Option<Screened>,
     pub(super) latents: Latents,
     pub(super) skip: Option<Latents>,
     pub(super) plan: Plan,
+    /// For each list of edits, whether they depend on activations.
+    pub(super) needs_activations: Vec<bool>,
+    stream: OwnStream,
+    /// The capture that holds a call already, and so keeps what calls need.
+    capture: Option<CaptureId>,
+}
+
+/// What launches need to be there: kept by the session, and by every graph that was captured from it.
+pub(super) struct Held {
+    sequence: Sequence,
     pub(super) edits: EditTable,
     pub(super) ignored: Counter,
     /// What nobody reads: where kernels count again what was counted before.
     pub(super) unread: Counter,
     workspace: Workspace,
-    stream: OwnStream,
-    /// The stream of the latest call, which edits are ordered on.
-    latest: Option<StreamHandle>,
+    /// What bounds scores, if they are bounded.
+    screen: Option<Arc<Screen>>,
+    pub(super) model: Arc<CudaModel>,
+}
+
+impl Held {
+    fn driver(&self) -> &dyn Driver {
+        &**self.model.driver()
+    }
+}
+
+impl Drop for Held {
+    /// Memory is given back once the device is done with it. That is waited for here: giving memory back waits for the device
+    /// anyway, and what would be put off might find nobody to do it.
+    fn drop(&mut self) {
+        // What a broken device says is of no use any more.
+        let _ = Inside::new(self.driver()).and_then(|inside| self.sequence.wait(&*inside));
+    }
 }
 
 impl CudaSession {
@@ -43,19 +67,25 @@ impl CudaSession {
         let screen = plan.screened.then(|| model.screen()).transpose()?;
         let size = plan.workspace();
         let own = (!host_workspace).then(|| Block::new(driver, size)).transpose()?;
-        Ok(Self {
-            screened: screen.as_ref().map(|screen| model.screened(screen)),
-            _screen: screen,
-            latents: model.latents(),
-            skip: model.skip(),
-            plan,
+        let stream = OwnStream::new(driver)?;
+        let held = Held {
+            sequence: Sequence::new(driver)?,
             edits: EditTable::new(driver, limits)?,
             ignored: Counter::new(driver)?,
             unread: Counter::new(driver)?,
             workspace: Workspace::new(own, size),
-            stream: OwnStream::new(driver)?,
-            latest: None,
+            screen,
             model,
+        };
+        Ok(Self {
+            screened: held.screen.as_ref().map(|screen| held.model.screened(screen)),
+            latents: held.model.latents(),
+            skip: held.model.skip(),
+            plan,
+            needs_activations: try_vec(false, limits.slots)?,
+            stream,
+            capture: None,
+            held: Arc::new(held),
         })
     }
 
@@ -66,31 +96,40 @@ impl CudaSession {
         (plan.workspace(), kept(limits), plan.shared(sae))
     }
 
-    /// Runs a call: finds its stream and its memory, and waits at the end if that was asked for.
+    /// Runs a call: finds its stream, its memory and its place in the sequence, and waits at the end if that was asked for.
     fn call(&mut self, run: &Run<'_>, body: impl FnOnce(&Self, Call<'_>) -> Result<()>) -> Result<()> {
-        let memory = self.workspace.get(run.device_workspace)?;
-        let driver = Arc::clone(self.model.driver());
-        let inside = Inside::new(&*driver)?;
-        let (stream, wait) = match run.stream {
-            Stream::Session => (self.stream.handle(), false),
-            Stream::Synchronous => (self.stream.handle(), true),
+        let held = Arc::clone(&self.held);
+        let memory = held.workspace.get(run.device_workspace)?;
+        let inside = Inside::new(held.driver())?;
+        let (stream, capture) = match run.stream {
+            // Nobody else knows it, so that nobody captures it.
+            Stream::Session | Stream::Synchronous => (self.stream.handle(), None),
             Stream::Host(handle) => {
                 let stream = StreamHandle(handle);
-                if self.latest != Some(stream) {
-                    inside.check_stream(stream)?;
-                }
-                (stream, false)
+                inside.check_stream(stream)?;
+                (stream, inside.capture(stream)?)
             }
         };
-        self.latest = Some(stream);
-        body(self, Call { inside: &*inside, stream, memory, order: run.order })?;
-        if wait { inside.synchronize(stream) } else { Ok(()) }
+        let joins = capture.is_some() && self.capture == capture;
+        if capture.is_some() && !joins {
+            inside.pin(stream, Arc::clone(&held) as _)?;
+        }
+        held.sequence.begin(&*inside, stream, capture, joins)?;
+        let call = Call { inside: &*inside, stream, memory, order: run.order, captured: capture.is_some() };
+        let result = body(self, call);
+        // Of a call that failed half-way, too, something may be under way.
+        let ended = held.sequence.end(&*inside, stream, capture);
+        if ended.is_ok() && capture.is_some() {
+            self.capture = capture;
+        }
+        result.and(ended)?;
+        if run.stream == Stream::Synchronous { held.sequence.wait(&*inside) } else { Ok(()) }
     }
 }
 
 impl Operations for CudaSession {
     fn workspace_size(&self) -> usize {
-        self.workspace.size()
+        self.held.workspace.size()
     }
 
     fn encode(&mut self, run: Run<'_>, input: Input<'_>, out: FeaturesMut<'_>) -> Result<()> {
@@ -126,15 +165,16 @@ impl Operations for CudaSession {
     }
 
     fn set_edits(&mut self, slot: usize, edits: &[Edit]) -> Result<()> {
-        let driver = Arc::clone(self.model.driver());
-        let inside = Inside::new(&*driver)?;
-        let stream = self.latest.unwrap_or(self.stream.handle());
-        if inside.is_capturing(stream)? {
-            return fail!(BadState, "edits cannot be set while the stream is being captured; set them between replays");
-        }
-        self.edits.set(&*inside, stream, slot, edits)?;
-        // Before the first call nobody knows on which stream that will be.
-        if self.latest.is_none() { inside.synchronize(stream) } else { Ok(()) }
+        let (held, stream) = (&self.held, self.stream.handle());
+        let inside = Inside::new(held.driver())?;
+        let needs_activations = edits.iter().any(Edit::needs_activation);
+        // Should the driver fail half-way, what the list may need is not forgotten.
+        self.needs_activations[slot] |= needs_activations;
+        held.sequence.begin(&*inside, stream, None, false)?;
+        let result = held.edits.set(&*inside, stream, slot, edits);
+        result.and(held.sequence.end(&*inside, stream, None))?;
+        self.needs_activations[slot] = needs_activations;
+        Ok(())
     }
 
     fn steer(&mut self, run: Run<'_>, input: Option<Input<'_>>, steering: Steering<'_>) -> Result<()> {
@@ -146,14 +186,14 @@ impl Operations for CudaSession {
     }
 
     fn ignored_indices(&self) -> u64 {
-        self.ignored.value()
+        self.held.ignored.value()
     }
 
     fn fault(&self) -> Result<()> {
-        Inside::new(&**self.model.driver())?.fault(self.stream.handle())
+        Inside::new(self.held.driver())?.fault(self.stream.handle())
     }
 
     fn synchronize(&self) -> Result<()> {
-        Inside::new(&**self.model.driver())?.synchronize(self.stream.handle())
+        self.held.sequence.wait(&*Inside::new(self.held.driver())?)
     }
 }

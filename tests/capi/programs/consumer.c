@@ -325,6 +325,7 @@ int main(int argc, char **argv) {
   OK(sae_steer(session, NULL, &of_again.tensor, NULL, &steering, &error));
   CHECK(memcmp(again, x, D * sizeof *x) == 0 && memcmp(again + D, x + D, D * sizeof *x) != 0);
   OK(sae_session_status(session, &error));
+  OK(sae_session_wait(session, &error));
 
   /* What goes wrong is said, and nothing is written. */
   sae_run run = SAE_RUN_INIT;

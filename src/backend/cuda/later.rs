@@ -1,0 +1,32 @@
+//! Letting go of what may not be let go of where that is told: the driver says from a place where it must not be called that
+//! nobody can launch a graph any more.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use super::driver::Pinned;
+
+/// What waits to be let go of, and whether somebody is about to do it.
+static WAITING: Mutex<(Vec<Pinned>, bool)> = Mutex::new((Vec::new(), false));
+
+/// Lets go of something, soon, on a thread that ends when nothing is left. Where there are no more threads to be had it stays
+/// until the next time.
+pub(super) fn release(kept: Pinned) {
+    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    waiting.0.push(kept);
+    if !waiting.1 {
+        waiting.1 = thread::Builder::new().name("sae-release".to_owned()).spawn(release_all).is_ok();
+    }
+}
+
+fn release_all() {
+    loop {
+        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = waiting.0.pop() else {
+            waiting.1 = false;
+            return;
+        };
+        drop(waiting);
+        drop(kept);
+    }
+}
