@@ -25,7 +25,11 @@ class Nvrtc:
         self.library = ctypes.CDLL(folder / "libnvrtc.so.12")
 
     def call(self, name, *arguments):
-        return getattr(self.library, name)(*arguments)
+        """Calls a function of the compiler's, which must succeed."""
+        result = getattr(self.library, name)(*arguments)
+        if result:
+            self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+            raise RuntimeError(f"{name}: {self.library.nvrtcGetErrorString(result).decode()}")
 
     def output(self, program, kind):
         size = ctypes.c_size_t()
@@ -38,11 +42,18 @@ class Nvrtc:
         program = ctypes.c_void_p()
         self.call("nvrtcCreateProgram", ctypes.byref(program), source, b"kernels.cu", 0, None, None)
         options = [option.encode() for option in [*OPTIONS, f"--gpu-architecture={target}"]]
-        failed = self.call("nvrtcCompileProgram", program, len(options), (ctypes.c_char_p * len(options))(*options))
+        # Of what is wrong with the sources, the log says more than the result.
+        failure = None
+        try:
+            self.call("nvrtcCompileProgram", program, len(options), (ctypes.c_char_p * len(options))(*options))
+        except RuntimeError as error:
+            failure = error
         log = self.output(program, "ProgramLog").rstrip(b"\0").decode()
-        if failed or log.strip():
-            sys.exit(f"{target}: {log}")
+        if failure or log.strip():
+            sys.exit(f"{target}: {failure or 'warnings'}\n{log}")
         code = self.output(program, "PTX").rstrip(b"\0") if target.startswith("compute") else self.output(program, "CUBIN")
+        if not code:
+            sys.exit(f"{target}: the compiler gave nothing")
         self.call("nvrtcDestroyProgram", ctypes.byref(program))
         return code
 
