@@ -236,16 +236,17 @@ fn working_memory_is_where_the_host_says() {
 #[test]
 fn encoding_by_bounds_goes_through_all_latents_once() {
     let recorder = Recorder::new();
-    let mut session = session(&recorder, &sae(Architecture::TopK { k: WIDTH }, false, DType::F32), options());
-    HOT_CALLS[0].1(&mut session, Run::default(), 70).unwrap();
+    let options = SessionOptions { max_tokens: 600, ..options() };
+    let mut session = session(&recorder, &sae(Architecture::TopK { k: WIDTH }, false, DType::F32), options);
+    HOT_CALLS[0].1(&mut session, Run::default(), 600).unwrap();
     let launches = recorder.launches();
     let kernels: Vec<Kernel> = launches.iter().map(|launch| launch.kernel).collect();
     use Kernel::{Exact, Prepare, Rescore, Screen, Select, Tighten};
     assert_eq!(kernels, [Prepare, Screen, Tighten, Screen, Tighten, Rescore, Exact, Select]);
     let prepare: PrepareParams = launches[0].params();
-    assert_eq!((launches[0].shape.grid, launches[0].shape.block), ((70, 1), 128));
+    assert_eq!((launches[0].shape.grid, launches[0].shape.block), ((600, 1), 128));
     assert_eq!((prepare.x.data, prepare.x.row_stride, prepare.x.dtype), (DevicePtr(X), D as i64, dtype::BF16));
-    assert_eq!((prepare.rows, prepare.d, prepare.padded, prepare.rounded_stride), (70, 40, 48, 40));
+    assert_eq!((prepare.rows, prepare.d, prepare.padded, prepare.rounded_stride), (600, 40, 48, 40));
     assert_eq!(
         (prepare.normalization, prepare.center, prepare.wanted),
         (normalization::LAYER_NORM, 0, DevicePtr::NULL)
@@ -254,8 +255,8 @@ fn encoding_by_bounds_goes_through_all_latents_once() {
     let mut next = 0;
     for launch in launches.iter().filter(|launch| launch.kernel == Screen) {
         let screen: ScreenParams = launch.params();
-        assert_eq!((screen.first, screen.rows, screen.d), (next, 70, 40));
-        let blocks = (screen.count as usize).div_ceil(SCREEN_LATENTS) as u32;
+        assert_eq!((screen.first, screen.rows, screen.d), (next, 600, 40));
+        let blocks = ((screen.count as usize).div_ceil(SCREEN_LATENTS) * 600usize.div_ceil(SCREEN_TOKENS)) as u32;
         assert_eq!((launch.shape.grid, launch.shape.shared), ((blocks, 1), SCREEN_SHARED));
         assert!(i64::from(screen.count) <= screen.capacity || screen.first > 0);
         next += screen.count;
@@ -263,13 +264,33 @@ fn encoding_by_bounds_goes_through_all_latents_once() {
     assert_eq!(next as usize, N);
     let tighten: TightenParams = launches[2].params();
     let exact: ExactParams = launches[6].params();
-    assert!(exact.capacity >= i64::from(exact.gathered) + 1024 && launches[6].shape.grid.0 <= 70);
+    assert!(exact.capacity >= i64::from(exact.gathered) + 1024);
     assert_eq!((tighten.k, exact.gathered), (WIDTH as i32, WIDTH as i32));
     let select: SelectParams = launches[7].params();
     assert_eq!((select.length, select.gathered), (-(exact.capacity as i32), WIDTH as i32));
     assert_eq!((select.keys, select.order, select.out.dtype), (exact.waiting, params::order::BY_VALUE, dtype::BF16));
     assert_eq!((select.out.values, select.out.width, select.out.state_width), (DevicePtr(FEATURES), WIDTH as i32, 2));
     assert!(select.latents.scale != DevicePtr::NULL && select.latents.rank_scale == DevicePtr::NULL);
+}
+
+/// Few tokens: fewer launches, and many blocks for what each of them needs.
+#[test]
+fn a_few_tokens_have_the_device_to_themselves() {
+    for (rows, screens, blocks) in [(1, 1, 32), (2, 1, 32), (16, 1, 16), (70, 1, 3), (600, 2, 1)] {
+        let recorder = Recorder::new();
+        let options = SessionOptions { max_tokens: rows, ..options() };
+        let mut session = session(&recorder, &sae(Architecture::TopK { k: WIDTH }, false, DType::F32), options);
+        HOT_CALLS[0].1(&mut session, Run::default(), rows).unwrap();
+        let launches = recorder.launches();
+        let of = |kernel| launches.iter().filter(move |launch: &&Launch| launch.kernel == kernel).collect::<Vec<_>>();
+        assert_eq!(of(Kernel::Screen).len(), screens, "{rows}");
+        assert_eq!(of(Kernel::Rescore)[0].shape.grid, (rows as u32, blocks), "{rows}");
+        // Tokens whose lists overflow: four at a time, in ranges of latents whose winners have a place in their lists.
+        let (launch, exact) = (of(Kernel::Exact)[0], of(Kernel::Exact)[0].params::<ExactParams>());
+        let items = (rows as u32).div_ceil(EXACT_TOKENS as u32) * exact.ranges as u32;
+        assert_eq!(launch.shape.grid, (items.min(2 * 132), 1), "{rows}");
+        assert!(exact.ranges == 4 && i64::from(exact.ranges * exact.gathered) <= exact.capacity, "{}", exact.ranges);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod c_abi;
 mod captures;
 #[path = "../common/mod.rs"]
 mod common;
+mod fast;
 #[allow(dead_code)]
 #[path = "../capi/host.rs"]
 mod host;

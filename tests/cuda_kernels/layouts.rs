@@ -52,6 +52,8 @@ fn sizes_agree() {
         ("SCREEN_LATENTS", p::SCREEN_LATENTS),
         ("SCREEN_TOKENS", p::SCREEN_TOKENS),
         ("SCREEN_SHARED", p::SCREEN_SHARED as usize),
+        ("EXACT_TOKENS", p::EXACT_TOKENS),
+        ("EXACT_KEYS", p::EXACT_KEYS),
         ("DECODE_COLUMNS", p::DECODE_COLUMNS),
     ] {
         assert!(text.contains(&format!("{name} = {value}")), "{name} is not {value} in params.cuh");

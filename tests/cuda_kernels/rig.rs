@@ -490,7 +490,9 @@ impl Rig {
             rows: rows as i32,
             reserved: 0,
         };
-        launch([rows, 1], 256, 0, &params, self.seed);
+        // One block for each token, or several.
+        launch([rows, 1 + self.seed as usize % 3], 256, 0, &params, self.seed);
+        let ranges = if gathered <= EXACT_KEYS { (capacity / gathered.max(1)).clamp(1, 5) } else { 1 };
         let params = ExactParams {
             latents: self.latents,
             x: at(&prepared.x),
@@ -500,8 +502,9 @@ impl Rig {
             padded: self.padded() as i64,
             capacity: capacity as i64,
             gathered: gathered as i32,
-            reserved: 0,
+            ranges: ranges as i32,
         };
-        launch([rows.min(3), 1], 256, 0, &params, self.seed);
+        let together = if gathered <= EXACT_KEYS { EXACT_TOKENS } else { 1 };
+        launch([(rows.div_ceil(together) * ranges).min(3), 1], 256, 0, &params, self.seed);
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Call<'a> {
     pub stream: StreamHandle,
     pub memory: Memory,
     pub order: Order,
+    /// What bf16 products are made of, if they are good enough for scores.
+    pub fast: Option<Screened>,
     /// Whether the work goes into a graph, to be done later and often.
     pub captured: bool,
 }
@@ -111,6 +113,12 @@ impl CudaSession {
         }
     }
 
+    /// Room for their bf16 images.
+    pub(super) fn take_rounded(&self, memory: &mut Memory, chunk: usize, prepared: &mut Prepared) {
+        prepared.rounded = memory.take(2 * chunk * self.plan.rounded);
+        prepared.overflowed = memory.take(4 * (1 + chunk));
+    }
+
     /// Room to encode them.
     pub(super) fn take_encoded(
         &self,
@@ -130,8 +138,7 @@ impl CudaSession {
             best: DevicePtr::NULL,
         };
         if plan.screened {
-            prepared.rounded = memory.take(2 * chunk * plan.rounded);
-            prepared.overflowed = memory.take(4 * (1 + chunk));
+            self.take_rounded(memory, chunk, prepared);
             encoded.waiting = memory.take(8 * chunk * encoding.capacity);
             encoded.lower = memory.take(4 * chunk * encoding.capacity);
         } else {
@@ -204,7 +211,10 @@ impl CudaSession {
             ..SelectParams::default()
         };
         if let Some(screened) = self.screened {
-            self.bound(call, rows, prepared, encoded, &screened)?;
+            match call.fast {
+                Some(screened) => self.score_fast(call, rows, prepared, encoded, &screened)?,
+                None => self.bound(call, rows, prepared, encoded, &screened)?,
+            }
             select.keys = encoded.waiting;
             select.keys_stride = capacity as i64;
             select.length = -(capacity as i32);
@@ -309,17 +319,8 @@ impl CudaSession {
         encoded: &Encoded,
         screened: &Screened,
     ) -> Result<()> {
-        let (plan, Encoding { gathered, capacity, .. }) = (&self.plan, encoded.encoding);
-        let tighten = TightenParams {
-            tokens: prepared.tokens,
-            waiting: encoded.waiting,
-            lower: encoded.lower,
-            overflowed: prepared.overflowed,
-            capacity: capacity as i64,
-            rows: rows as i32,
-            k: plan.k.map_or(0, |k| k.min(plan.n)) as i32,
-        };
-        for latents in ranges(plan.n, plan.k.map(|_| capacity)) {
+        let (plan, capacity) = (&self.plan, encoded.encoding.capacity as i64);
+        for latents in self.ranges(encoded) {
             let screen = ScreenParams {
                 x: prepared.rounded,
                 w: screened.w,
@@ -329,7 +330,7 @@ impl CudaSession {
                 lower: encoded.lower,
                 x_stride: plan.rounded as i64,
                 w_stride: screened.stride as i64,
-                capacity: capacity as i64,
+                capacity,
                 rows: rows as i32,
                 d: self.latents.d,
                 first: latents.start as i32,
@@ -337,13 +338,9 @@ impl CudaSession {
                 magnitude: i32::from(self.latents.selection == selection::ABS_TOP_K),
                 reserved: 0,
             };
-            let blocks = latents.len().div_ceil(SCREEN_LATENTS) * rows.div_ceil(SCREEN_TOKENS);
-            let shape = Shape { grid: (blocks as u32, 1), block: 256, shared: SCREEN_SHARED };
             // SAFETY: the weights are the model's, the rest was cut out of the working memory for this chunk.
-            unsafe {
-                call.launch_shaped(shape, &screen)?;
-                call.launch((rows, 1), 256, &tighten)?;
-            }
+            unsafe { call.launch_shaped(tiles(latents.len(), rows), &screen)? };
+            self.tighten(call, rows, prepared, encoded)?;
         }
         let rescore = RescoreParams {
             latents: self.latents,
@@ -352,11 +349,96 @@ impl CudaSession {
             waiting: encoded.waiting,
             lower: encoded.lower,
             padded: plan.padded as i64,
-            capacity: capacity as i64,
+            capacity,
             rows: rows as i32,
             reserved: 0,
         };
-        let exact = ExactParams {
+        let blocks = (blocks_at_once(call) / rows).clamp(1, RESCORE_BLOCKS);
+        // SAFETY: as above.
+        unsafe { call.launch((rows, blocks), 256, &rescore)? };
+        self.score_overflowed(call, rows, prepared, encoded)
+    }
+
+    /// The keys of latents that may matter by scores that are bf16 products: what waits are keys.
+    fn score_fast(
+        &self,
+        call: &Call<'_>,
+        rows: usize,
+        prepared: &Prepared,
+        encoded: &Encoded,
+        screened: &Screened,
+    ) -> Result<()> {
+        for latents in self.ranges(encoded) {
+            let fast = FastParams {
+                latents: self.latents,
+                x: prepared.rounded,
+                w: screened.w,
+                tokens: prepared.tokens,
+                waiting: encoded.waiting,
+                lower: encoded.lower,
+                x_stride: self.plan.rounded as i64,
+                w_stride: screened.stride as i64,
+                capacity: encoded.encoding.capacity as i64,
+                rows: rows as i32,
+                first: latents.start as i32,
+                count: latents.len() as i32,
+                reserved: 0,
+            };
+            // SAFETY: the weights are the model's, the rest was cut out of the working memory for this chunk.
+            unsafe { call.launch_shaped(tiles(latents.len(), rows), &fast)? };
+            self.tighten(call, rows, prepared, encoded)?;
+        }
+        self.score_overflowed(call, rows, prepared, encoded)
+    }
+
+    /// Such scores of all latents for a chunk's tokens.
+    pub(super) fn product(
+        &self,
+        call: &Call<'_>,
+        rows: usize,
+        prepared: &Prepared,
+        screened: &Screened,
+        (out, what): (Vectors, i32),
+    ) -> Result<()> {
+        let params = ProductParams {
+            latents: self.latents,
+            x: prepared.rounded,
+            w: screened.w,
+            tokens: prepared.tokens,
+            out,
+            x_stride: self.plan.rounded as i64,
+            w_stride: screened.stride as i64,
+            rows: rows as i32,
+            what,
+        };
+        // SAFETY: as above; the tensor was checked.
+        unsafe { call.launch_shaped(tiles(self.plan.n, rows), &params) }
+    }
+
+    fn ranges(&self, encoded: &Encoded) -> impl Iterator<Item = Range<usize>> + use<> {
+        ranges(self.plan.n, self.plan.k.map(|_| encoded.encoding.capacity))
+    }
+
+    /// Between two ranges of latents: lists become as short as they can.
+    fn tighten(&self, call: &Call<'_>, rows: usize, prepared: &Prepared, encoded: &Encoded) -> Result<()> {
+        let params = TightenParams {
+            tokens: prepared.tokens,
+            waiting: encoded.waiting,
+            lower: encoded.lower,
+            overflowed: prepared.overflowed,
+            capacity: encoded.encoding.capacity as i64,
+            rows: rows as i32,
+            k: self.plan.k.map_or(0, |k| k.min(self.plan.n)) as i32,
+        };
+        // SAFETY: cut out of the working memory for this chunk.
+        unsafe { call.launch((rows, 1), 256, &params) }
+    }
+
+    /// The keys of tokens whose lists were too short.
+    fn score_overflowed(&self, call: &Call<'_>, rows: usize, prepared: &Prepared, encoded: &Encoded) -> Result<()> {
+        let (plan, Encoding { gathered, capacity, .. }) = (&self.plan, encoded.encoding);
+        let ranges = encoded.encoding.ranges(plan.n);
+        let params = ExactParams {
             latents: self.latents,
             x: prepared.x,
             tokens: prepared.tokens,
@@ -365,19 +447,30 @@ impl CudaSession {
             padded: plan.padded as i64,
             capacity: capacity as i64,
             gathered: gathered as i32,
-            reserved: 0,
+            ranges: ranges as i32,
         };
-        let blocks = rows.min(call.inside.facts().multiprocessors as usize * BLOCKS_AT_ONCE);
+        let together = if gathered <= EXACT_KEYS { EXACT_TOKENS } else { 1 };
+        let blocks = (rows.div_ceil(together) * ranges).min(blocks_at_once(call));
         // SAFETY: as above.
-        unsafe {
-            call.launch((rows, 1), 256, &rescore)?;
-            call.launch((blocks, 1), 256, &exact)
-        }
+        unsafe { call.launch((blocks, 1), 256, &params) }
     }
+}
+
+/// The shape of a launch in which each block multiplies a tile.
+fn tiles(latents: usize, rows: usize) -> Shape {
+    let blocks = latents.div_ceil(SCREEN_LATENTS) * rows.div_ceil(SCREEN_TOKENS);
+    Shape { grid: (blocks as u32, 1), block: 256, shared: SCREEN_SHARED }
+}
+
+fn blocks_at_once(call: &Call<'_>) -> usize {
+    call.inside.facts().multiprocessors as usize * BLOCKS_AT_ONCE
 }
 
 /// Blocks of 256 threads that a multiprocessor runs at once, with the registers that scores take.
 const BLOCKS_AT_ONCE: usize = 2;
+
+/// Blocks at most that share the exact scores of one token.
+const RESCORE_BLOCKS: usize = 32;
 
 /// In which parts latents are gone through: where they compete, the first are as many as may wait, and each further part is
 /// twice what came before, so that of each about as many are likely to wait as are wanted twice over.

@@ -112,11 +112,11 @@ impl NvidiaDriver {
             self.functions.push(function);
         }
         let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: a function of the module.
-        check(unsafe {
-            sys::cuFuncSetAttribute(self.functions[Kernel::Screen as usize], most, SCREEN_SHARED as c_int)
-        })
-        .map_err(|e| Error::new(Status::NoDevice, format!("shared memory: {}", e.message())))?;
+        for kernel in [Kernel::Screen, Kernel::Fast, Kernel::Product] {
+            // SAFETY: a function of the module.
+            check(unsafe { sys::cuFuncSetAttribute(self.functions[kernel as usize], most, SCREEN_SHARED as c_int) })
+                .map_err(|e| Error::new(Status::NoDevice, format!("shared memory: {}", e.message())))?;
+        }
         // SAFETY: a place of ours.
         check(unsafe { sys::cuStreamCreate(&mut self.stream, NON_BLOCKING) })
     }

@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 
 impl CudaSession {
     pub(super) fn encode(&self, mut call: Call<'_>, input: &Input<'_>, out: &FeaturesMut<'_>) -> Result<()> {
-        let (rows, encoding) = (input.x.rows(), self.plan.encoding(out.width()));
+        let (rows, encoding) = (input.x.rows(), self.plan.encoding(out.width(), input.x.rows()));
         let chunk = call.memory.chunk(&self.plan.encoded(&encoding), rows);
         let mut prepared = self.take_prepared(&mut call.memory, chunk);
         let encoded = self.take_encoded(&mut call.memory, chunk, encoding, &mut prepared);
@@ -35,7 +35,7 @@ impl CudaSession {
         let (rows, m) = (input.x.rows(), ids.rows());
         let ((ids, ids_stride), plan) = (integers(ids, 0), &self.plan);
         let competes = plan.k.is_some();
-        let encoding = plan.encoding(usize::MAX);
+        let encoding = plan.encoding(usize::MAX, rows);
         let need = if competes { plan.encoded(&encoding) } else { plan.prepared() };
         let chunk = call.memory.chunk(&need, rows);
         let mut prepared = self.take_prepared(&mut call.memory, chunk);
@@ -97,18 +97,25 @@ impl CudaSession {
             Wanted::Activations => what::ACTIVATIONS,
             Wanted::PreActivations => what::PRE_ACTIVATIONS,
         };
-        let chunk = call.memory.chunk(&plan.prepared(), rows);
-        let prepared = self.take_prepared(&mut call.memory, chunk);
+        let chunk = call.memory.chunk(&plan.scored(call.fast.is_some()), rows);
+        let mut prepared = self.take_prepared(&mut call.memory, chunk);
+        if call.fast.is_some() {
+            self.take_rounded(&mut call.memory, chunk, &mut prepared);
+        }
         for rows in chunks(rows, chunk) {
             self.prepare(&call, input, &rows, &prepared)?;
-            self.score(&call, rows.len(), &prepared, rows_of(z, &rows), what)?;
+            let out = rows_of(z, &rows);
+            match &call.fast {
+                Some(screened) => self.product(&call, rows.len(), &prepared, screened, (out, what))?,
+                None => self.score(&call, rows.len(), &prepared, out, what)?,
+            }
         }
         Ok(())
     }
 
     /// Activations of latents that compete.
     fn scatter(&self, mut call: Call<'_>, input: &Input<'_>, z: &Tensor<'_>) -> Result<()> {
-        let (rows, encoding) = (input.x.rows(), self.plan.encoding(usize::MAX));
+        let (rows, encoding) = (input.x.rows(), self.plan.encoding(usize::MAX, input.x.rows()));
         let chunk = call.memory.chunk(&self.plan.encoded(&encoding), rows);
         let mut prepared = self.take_prepared(&mut call.memory, chunk);
         let encoded = self.take_encoded(&mut call.memory, chunk, encoding, &mut prepared);
@@ -202,7 +209,7 @@ impl CudaSession {
         x_hat: &Tensor<'_>,
     ) -> Result<()> {
         let (rows, plan) = (input.x.rows(), &self.plan);
-        let (encoding, width) = (plan.encoding(usize::MAX), out.map_or(0, FeaturesMut::width));
+        let (encoding, width) = (plan.encoding(usize::MAX, rows), out.map_or(0, FeaturesMut::width));
         // Decoding goes by value, so that another order is a second listing.
         let listed_apart = out.is_some() && call.order == Order::Index;
         let listed = if listed_apart { width.min(encoding.limit) } else { 0 };
@@ -263,8 +270,8 @@ impl CudaSession {
         let input = input.unwrap_or_else(|| out.into());
         let (rows, y) = (input.x.rows(), steering.y.unwrap_or(out));
         let encodes = plan.k.is_some() && self.may_encode(&call, steering)?;
-        let encoding = plan.encoding(usize::MAX);
-        let chunk = call.memory.chunk(&plan.steered(encodes), rows);
+        let encoding = plan.encoding(usize::MAX, rows);
+        let chunk = call.memory.chunk(&plan.steered(encodes.then_some(&encoding)), rows);
         let mut prepared = self.take_prepared(&mut call.memory, chunk);
         let encoded = encodes.then(|| self.take_encoded(&mut call.memory, chunk, encoding, &mut prepared));
         if encodes {

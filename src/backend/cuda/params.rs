@@ -68,6 +68,8 @@ kernels! {
     Winnow, "winnow", WinnowParams;
     ScoreSelected, "score_selected", ScoreSelectedParams;
     Screen, "screen", ScreenParams;
+    Fast, "fast", FastParams;
+    Product, "product", ProductParams;
     Tighten, "tighten", TightenParams;
     Rescore, "rescore", RescoreParams;
     Exact, "exact", ExactParams;
@@ -135,6 +137,8 @@ pub const WINNOW_LATENTS: usize = 4096;
 pub const SCREEN_LATENTS: usize = 128;
 pub const SCREEN_TOKENS: usize = 128;
 pub const SCREEN_SHARED: u32 = 65536;
+pub const EXACT_TOKENS: usize = 4;
+pub const EXACT_KEYS: usize = 512;
 pub const DECODE_COLUMNS: usize = 512;
 
 structures! {
@@ -330,6 +334,36 @@ structures! {
         reserved: i32,
     }
 
+    /// As a screen, but products are taken for the scores' own: what reaches the floor is put into the lists as keys.
+    struct FastParams {
+        latents: Latents,
+        x: DevicePtr,
+        w: DevicePtr,
+        tokens: DevicePtr,
+        waiting: DevicePtr,
+        lower: DevicePtr,
+        x_stride: i64,
+        w_stride: i64,
+        capacity: i64,
+        rows: i32,
+        first: i32,
+        count: i32,
+        reserved: i32,
+    }
+
+    /// Such scores of all latents.
+    struct ProductParams {
+        latents: Latents,
+        x: DevicePtr,
+        w: DevicePtr,
+        tokens: DevicePtr,
+        out: Vectors,
+        x_stride: i64,
+        w_stride: i64,
+        rows: i32,
+        what: i32,
+    }
+
     /// Raises floors to the k-th largest lower bound and drops what is below.
     struct TightenParams {
         tokens: DevicePtr,
@@ -354,7 +388,7 @@ structures! {
         reserved: i32,
     }
 
-    /// The keys of tokens that overflowed, from the scores of all latents; `gathered` of them at most.
+    /// The keys of tokens that overflowed, from the scores of all latents.
     struct ExactParams {
         latents: Latents,
         x: DevicePtr,
@@ -364,7 +398,7 @@ structures! {
         padded: i64,
         capacity: i64,
         gathered: i32,
-        reserved: i32,
+        ranges: i32,
     }
 
     /// The largest of each group, as keys.

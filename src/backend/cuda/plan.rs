@@ -2,19 +2,28 @@
 
 use super::driver::Block;
 use super::model::CudaModel;
-use super::params::{DevicePtr, Token, WINNOW_LATENTS};
+use super::params::{DevicePtr, EXACT_KEYS, Token, WINNOW_LATENTS};
 use crate::backend::{DeviceWorkspace, Limits, Screen};
 use crate::error::{Result, fail};
 use crate::sae::Sae;
 
 /// Working memory that a call may take for its tokens together, where one token does not take more.
 const BUDGET: usize = 128 << 20;
-/// The same for calls that keep every latent which may be active.
-const UNBOUNDED_BUDGET: usize = 32 << 20;
+/// The same for merging, which does little with much.
+const MERGE_BUDGET: usize = 32 << 20;
 /// Tokens of a chunk at most: grids have a limit of 65535 in their second dimension.
 const MAX_CHUNK: usize = 1 << 15;
+/// More ranges than this win nothing where all scores of a token are taken.
+const MAX_RANGES: usize = 128;
 /// Keys wanted of a token, up to which ranges of latents are gone through in parallel first.
 const MAX_WINNOWED: usize = WINNOW_LATENTS / 4;
+/// Latents that may wait where the tokens of a call are few: then that their list is longer costs little, and that it is
+/// shortened less often saves launches, each of which would leave most of the device idle.
+const WAITING_TOGETHER: usize = 1 << 18;
+/// The same of one token.
+const WAITING_ALONE: usize = 1 << 14;
+/// Of latents that do not compete, one in so many may wait.
+const LIKELY_SHARE: usize = 16;
 /// Arrays start at multiples of so many bytes.
 const ALIGN: usize = 256;
 /// Shards whose features are merged at the speed that memory is sized for; more go in smaller chunks.
@@ -78,6 +87,18 @@ impl Need {
     }
 }
 
+impl Encoding {
+    /// Ranges of latents that are gone through apart where all scores of a token are taken, so that more of the device works for it.
+    pub(super) fn ranges(&self, n: usize) -> usize {
+        match self.gathered {
+            gathered if gathered <= EXACT_KEYS => {
+                (self.capacity / gathered.max(1)).min(n.div_ceil(EXACT_KEYS)).clamp(1, MAX_RANGES)
+            }
+            _ => 1,
+        }
+    }
+}
+
 impl Plan {
     pub(super) fn new(sae: &Sae, limits: Limits, screen: Screen) -> Self {
         let spec = sae.spec();
@@ -122,17 +143,21 @@ impl Plan {
         }
     }
 
-    /// What a call keeps that wants `limit` keys of each token at most.
-    pub(super) fn encoding(&self, limit: usize) -> Encoding {
+    /// What a call of so many tokens keeps that wants `limit` keys of each at most.
+    pub(super) fn encoding(&self, limit: usize, rows: usize) -> Encoding {
         let most = self.n.min(self.k.unwrap_or(usize::MAX));
         let limit = limit.min(most);
         let gathered = if (self.screened && self.k.is_some()) || self.ranked { most } else { limit };
-        let likely = self.k.map_or(2048, |k| k.min(self.n).saturating_mul(4));
+        let likely = match self.k {
+            Some(k) => k.min(self.n).saturating_mul(4),
+            None => (self.n / LIKELY_SHARE).clamp(2048, WAITING_ALONE),
+        };
+        let few = (WAITING_TOGETHER / rows.max(1).next_power_of_two()).min(WAITING_ALONE).min(self.n);
         Encoding {
             limit,
             gathered,
             kept_stride: gathered.max(1).next_power_of_two(),
-            capacity: likely.max(gathered + 1024).next_multiple_of(128),
+            capacity: likely.max(gathered + 1024).max(few).next_multiple_of(128),
         }
     }
 
@@ -141,10 +166,15 @@ impl Plan {
         Need::default().and(4 * self.padded).and(size_of::<Token>())
     }
 
+    /// What scores of all latents are made from, at once for the host.
+    pub(super) fn scored(&self, fast: bool) -> Need {
+        if fast { self.prepared().and(2 * self.rounded).and(4) } else { self.prepared() }
+    }
+
     pub(super) fn encoded(&self, encoding: &Encoding) -> Need {
-        let need = self.prepared().and(8 * encoding.kept_stride);
+        let need = self.scored(self.screened).and(8 * encoding.kept_stride);
         if self.screened {
-            need.and(2 * self.rounded).and(8 * encoding.capacity).and(4 * encoding.capacity).and(4)
+            need.and(8 * encoding.capacity).and(4 * encoding.capacity)
         } else {
             need.and(4 * self.n).and(8 * self.best(encoding))
         }
@@ -159,8 +189,8 @@ impl Plan {
         self.skipped(self.encoded(encoding)).and(8 * width.max(1).next_power_of_two())
     }
 
-    pub(super) fn steered(&self, encodes: bool) -> Need {
-        let need = if encodes { self.encoded(&self.encoding(usize::MAX)) } else { self.prepared() };
+    pub(super) fn steered(&self, encoding: Option<&Encoding>) -> Need {
+        let need = encoding.map_or_else(|| self.prepared(), |encoding| self.encoded(encoding));
         need.and(4).and(4 * self.limits.edits_per_slot.max(1))
     }
 
@@ -172,23 +202,33 @@ impl Plan {
     /// Bytes that every call finds enough.
     pub(super) fn workspace(&self) -> usize {
         let Limits { max_tokens, max_width, .. } = self.limits;
-        let (few, all) = (self.encoding(max_width), self.encoding(usize::MAX));
-        // Narrow calls may need more than wide ones, which are not winnowed.
-        let winnowed = self.encoding(max_width.min(MAX_WINNOWED));
-        let budget = if self.k.is_some() { BUDGET } else { UNBOUNDED_BUDGET };
         let merged = |parts: usize| self.merged(parts * max_width, max_width.min(self.k.unwrap_or(usize::MAX)));
-        [
-            self.encoded(&few).bytes(max_tokens, BUDGET),
-            self.encoded(&winnowed).bytes(max_tokens, BUDGET),
-            self.reconstructed(&all, max_width).bytes(max_tokens, budget),
-            self.steered(self.k.is_some()).bytes(max_tokens, BUDGET),
+        let others = [
+            self.steered(None).bytes(max_tokens, BUDGET),
             self.skipped(Need::default()).bytes(max_tokens, BUDGET),
-            merged(PARTS).bytes(max_tokens, UNBOUNDED_BUDGET),
+            merged(PARTS).bytes(max_tokens, MERGE_BUDGET),
             merged(MAX_PARTS).bytes(1, 0),
+        ];
+        // Calls of fewer tokens may need more than those of most: there are steps at the powers of two.
+        let steps =
+            std::iter::successors(Some(1usize), |rows| rows.checked_mul(2)).take_while(|rows| *rows < max_tokens);
+        let encoding = steps.chain([max_tokens]).flat_map(|rows| self.encoding_calls(rows));
+        encoding.chain(others).fold(0, usize::max).next_multiple_of(ALIGN)
+    }
+
+    /// Bytes for each kind of call that encodes so many tokens.
+    fn encoding_calls(&self, rows: usize) -> [usize; 4] {
+        let width = self.limits.max_width;
+        let (few, all) = (self.encoding(width, rows), self.encoding(usize::MAX, rows));
+        // Narrow calls may need more than wide ones, which are not winnowed.
+        let winnowed = self.encoding(width.min(MAX_WINNOWED), rows);
+        [
+            self.encoded(&few),
+            self.encoded(&winnowed),
+            self.reconstructed(&all, width),
+            self.steered(self.k.is_some().then_some(&all)),
         ]
-        .into_iter()
-        .fold(0, usize::max)
-        .next_multiple_of(ALIGN)
+        .map(|need| need.bytes(rows, BUDGET))
     }
 
     /// Bytes of the device's memory that sessions of the SAE share.
@@ -287,6 +327,6 @@ mod tests {
         assert!(plan.workspace() < 200_000_000, "{}", plan.workspace());
         // Nor do chunks become so small that weights are read again and again.
         let memory = Memory { at: 256, left: plan.workspace() };
-        assert!(memory.chunk(&plan.encoded(&plan.encoding(64)), 8192) >= 4096);
+        assert!(memory.chunk(&plan.encoded(&plan.encoding(64, 8192)), 8192) >= 4096);
     }
 }

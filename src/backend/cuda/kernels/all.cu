@@ -3,6 +3,7 @@
 #include "bounds.cu"
 #include "score.cu"
 #include "screen.cu"
+#include "fast.cu"
 #include "tighten.cu"
 #include "rescore.cu"
 #include "select.cu"

@@ -72,7 +72,7 @@ KERNEL(256) sae_explain(const __grid_constant__ ExplainParams p) {
     const i32 slot = start + me / 4;
     const i32 i = slot < codes.width ? latent_of(codes, p.ids, t, slot) : -1;
     f32 dot[1];
-    dots<1>(w_dec, i, leftover, 0, p.d, 1, dot);
+    dots<1>(w_dec, i, [&](i32) { return leftover; }, p.d, 1, dot);
     if (slot < codes.width && me % 4 == 0) {
       p.pulls[t * codes.width + slot] = i < 0 ? 0 : dot[0] * -p.pull;
       if (i >= 0) atomicAdd(p.starts + i, 1u);

@@ -83,9 +83,10 @@ __device__ __forceinline__ f32 fold(Four sum) {
   return __shfl_sync(ALL_LANES, dot, 0, 4);
 }
 
-// A quad's dot products of a row of weights with up to TOKENS vectors, of which the padding is readable zeros. Quads without a row pass -1.
-template <i32 TOKENS>
-__device__ __forceinline__ void dots(const Matrix &w, i64 row, const f32 *x, i64 padded, i32 d, i32 tokens, f32 (&out)[TOKENS]) {
+// A quad's dot products of a row of weights with up to TOKENS vectors, `x(t)` each, of which the padding is readable zeros. Quads
+// without a row pass -1.
+template <i32 TOKENS, typename X>
+__device__ __forceinline__ void dots(const Matrix &w, i64 row, const X &x, i32 d, i32 tokens, f32 (&out)[TOKENS]) {
   Four sums[TOKENS];
 #pragma unroll
   for (i32 t = 0; t < TOKENS; ++t) sums[t] = zero_four();
@@ -98,7 +99,7 @@ __device__ __forceinline__ void dots(const Matrix &w, i64 row, const f32 *x, i64
         const Four weights = reader.at(w, row * w.stride + j, d - j);
 #pragma unroll
         for (i32 t = 0; t < TOKENS; ++t) {
-          if (t < tokens) take(sums[t], weights, load_four(x + t * padded + j));
+          if (t < tokens) take(sums[t], weights, load_four(x(t) + j));
         }
       }
     });
@@ -181,7 +182,7 @@ __device__ __forceinline__ f32 score_alone(const Latents &l, i32 i, const f32 *x
 #pragma unroll 1
   for (const Matrix *w = l.w_glu.data ? &l.w_glu : &l.w_enc;; w = &l.w_enc) {
     second = dot[0];
-    dots<1>(*w, i, x, 0, l.d, 1, dot);
+    dots<1>(*w, i, [&](i32) { return x; }, l.d, 1, dot);
     if (w == &l.w_enc) break;
   }
   if (i < 0) return 0;

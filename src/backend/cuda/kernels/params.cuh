@@ -8,6 +8,7 @@
 //   Key      64 bits: |value| above, then (INT32_MAX - index) << 1, then the sign; greater keys come first. 0 is no key.
 //
 // Encoding by bounds:   prepare, { screen, tighten } for growing ranges of latents, rescore, exact, select
+// Encoding fast:        prepare, { fast, tighten } for growing ranges of latents, exact, select
 // Encoding without:     prepare, score into scratch, (winnow or group_best,) select; the tokens in as many chunks as scratch asks for
 #pragma once
 
@@ -186,6 +187,32 @@ struct ScreenParams {
   i32 reserved;
 };
 
+// fast: as `screen`, but the products are taken for the scores' own: what reaches the floor is put into the lists as keys.
+// Grid and rows likewise.
+struct FastParams {
+  Latents latents;     // W_enc itself is not read; no GLU
+  const u16 *x;        // [T, x_stride]
+  const u16 *w;        // [n, w_stride]
+  Token *tokens;       // [T]
+  u64 *waiting;        // [T, capacity]: keys
+  f32 *lower;          // [T, capacity]: their magnitudes
+  i64 x_stride, w_stride, capacity;
+  i32 rows;
+  i32 first, count;    // the latents
+  i32 reserved;
+};
+
+// product: such scores of all latents. Grid ceil(n / SCREEN_LATENTS) * ceil(T / SCREEN_TOKENS), block 256, shared memory likewise.
+// Rows of tokens that are not finite become NaN.
+struct ProductParams {
+  Latents latents;
+  const u16 *x, *w;
+  const Token *tokens;
+  Vectors out;         // [T, n]
+  i64 x_stride, w_stride;
+  i32 rows, what;      // not DOTS
+};
+
 // tighten: raises floors to the k-th largest lower bound and drops what is below. Tokens with more than `capacity` waiting
 // overflow. Grid T, block 256.
 struct TightenParams {
@@ -199,7 +226,7 @@ struct TightenParams {
 };
 
 // rescore: canonical scores of what waits; the likeliest k first, which may spare the others. Lists of latents become lists
-// of keys, 0 where a latent is no candidate. Grid T, block 256.
+// of keys, 0 where a latent is no candidate. Grid T, block 256; or (T, blocks), where each takes its part and spares nothing.
 struct RescoreParams {
   Latents latents;
   const f32 *x;
@@ -210,16 +237,17 @@ struct RescoreParams {
   i32 rows, reserved;
 };
 
-// exact: the keys of tokens that overflowed, from the scores of all latents; `gathered` of them at most.
-// Grid: as many blocks as the device runs at once, at most T; block 256. `capacity` must be at least gathered + 1024.
+// exact: the keys of tokens that overflowed, from the scores of all latents: of each range of latents `gathered` at most. Not for
+// GLU encoders. Grid: as many blocks as the device runs at once, at most ceil(T / EXACT_TOKENS) * ranges, or T if gathered > EXACT_KEYS,
+// where ranges is 1; block 256. `capacity` must be at least gathered + 1024 and ranges * gathered.
 struct ExactParams {
   Latents latents;
   const f32 *x;
-  Token *tokens;
+  Token *tokens;       // `active` must be 0
   u64 *waiting;
   const i32 *overflowed;
   i64 padded, capacity;
-  i32 gathered, reserved;
+  i32 gathered, ranges;
 };
 
 // group_best: the largest of each group, as keys. Grid (ceil(groups / 256), T), block 256.
@@ -394,6 +422,7 @@ struct UpdateParams {
 constexpr i32 SCORE_LATENTS = 64, SCORE_TOKENS = 4;
 constexpr i32 WINNOW_LATENTS = 4096;
 constexpr i32 SCREEN_LATENTS = 128, SCREEN_TOKENS = 128, SCREEN_SHARED = 65536;
+constexpr i32 EXACT_TOKENS = 4, EXACT_KEYS = 512;
 constexpr i32 DECODE_COLUMNS = 512;
 
 #define KERNELS(X)                                                                                                             \
@@ -404,6 +433,8 @@ constexpr i32 DECODE_COLUMNS = 512;
   X(winnow, WinnowParams)                                                                                                      \
   X(score_selected, ScoreSelectedParams)                                                                                       \
   X(screen, ScreenParams)                                                                                                      \
+  X(fast, FastParams)                                                                                                          \
+  X(product, ProductParams)                                                                                                    \
   X(tighten, TightenParams)                                                                                                    \
   X(rescore, RescoreParams)                                                                                                    \
   X(exact, ExactParams)                                                                                                        \

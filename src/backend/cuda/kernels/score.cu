@@ -14,7 +14,7 @@ template <i32 TOKENS> __device__ __forceinline__ void score_tile(const ScorePara
   for (const Matrix *w = l.w_glu.data ? &l.w_glu : &l.w_enc;; w = &l.w_enc) {
 #pragma unroll
     for (i32 t = 0; t < TOKENS; ++t) two[t] = one[t];
-    dots<TOKENS>(*w, i, x, p.padded, l.d, tokens, one);
+    dots<TOKENS>(*w, i, [&](i32 t) { return x + t * p.padded; }, l.d, tokens, one);
     if (w == &l.w_enc) break;
   }
   if (i < 0) return;
