@@ -270,7 +270,7 @@ fn a_resumed_run_has_the_same_bits() {
         let batches = golden.batches();
         // Some batches are accumulated; one save is in the middle of that.
         let step = |trainer: &mut Trainer, i: usize| {
-            trainer.step(&Batch { accumulate: i % 3 == 0, ..batch(&batches[i]) }).unwrap()
+            trainer.step(&Batch { accumulate: i.is_multiple_of(3), ..batch(&batches[i]) }).unwrap()
         };
         let dir = tempfile::tempdir().unwrap();
         let mut unbroken = warm(&golden, &case, Pool::serial());

@@ -193,8 +193,10 @@ impl TrainOptions {
         for (name, value) in
             [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2), ("ema_decay", self.ema_decay)]
         {
-            let least_is_fine = name == "adam_beta1" && value == self.recipe.adam_beta1();
-            if !(value > 0.0 && value < 1.0) && !least_is_fine {
+            // Some recipes' own β₁ is 0.
+            let the_recipes_own = name == "adam_beta1" && value == self.recipe.adam_beta1();
+            let between = value > 0.0 && value < 1.0;
+            if !between && !the_recipes_own {
                 return fail!(InvalidArgument, "{name} must lie between 0 and 1, not {value}");
             }
         }
