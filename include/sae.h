@@ -221,7 +221,8 @@ typedef void (*sae_task)(void *arg, size_t i);
 typedef void (*sae_parallel_for)(void *context, size_t n, sae_task task, void *arg);
 
 /// Makes a pool of `threads` threads, of which the calling one is the first and the others are the library's own; 0: one
-/// per core. Handing work to the others takes a lock and wakes them; with one thread, or the host's, calls do neither.
+/// per core. Handing work to the others takes a lock and wakes them; with one thread, or the host's, calls do neither. A
+/// process made by fork has none of the others: it needs a pool of its own.
 sae_status sae_pool_create(int32_t threads,
                            sae_pool **out,
                            sae_error **error);

@@ -1,4 +1,4 @@
-//! Threads that help whoever has work, while he works himself: who wakes late finds nothing left and costs nobody time.
+//! Threads that help whoever has work, while he works himself: who wakes late finds nothing left, and nobody has waited.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -9,13 +9,15 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::error::{Error, Result, Status};
 
-/// Callers who may share the threads before the list of their jobs needs memory.
+/// Callers who may have help at a time; more of them work alone, since their list is not to grow.
 const CALLERS: usize = 64;
 
 /// The threads, which have ended when this is dropped: the host may then unload the library.
 pub(super) struct Helpers {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
+    /// Where the threads are: a fork does not take them along.
+    process: u32,
 }
 
 #[derive(Default)]
@@ -74,7 +76,8 @@ impl Job<'_> {
 
 impl Helpers {
     pub(super) fn new(threads: usize) -> Result<Self> {
-        let mut helpers = Self { shared: Arc::default(), handles: Vec::with_capacity(threads) };
+        let mut helpers =
+            Self { shared: Arc::default(), handles: Vec::with_capacity(threads), process: std::process::id() };
         helpers.shared.board().jobs.reserve(CALLERS);
         for i in 1..=threads {
             let shared = Arc::clone(&helpers.shared);
@@ -100,7 +103,13 @@ impl Helpers {
     pub(super) fn run(&self, n: usize, body: &(dyn Fn(usize) + Sync)) {
         let job = Job { body, n, next: AtomicUsize::new(0), helpers: Cell::new(0), panic: Mutex::new(None) };
         let posted = std::ptr::from_ref(&job).cast();
-        self.shared.board().jobs.push(Posted(posted));
+        let mut board = self.shared.board();
+        if board.jobs.len() == CALLERS {
+            drop(board);
+            return (0..n).for_each(body);
+        }
+        board.jobs.push(Posted(posted));
+        drop(board);
         if n > self.handles.len() {
             self.shared.posted.notify_all();
         } else {
@@ -121,6 +130,9 @@ impl Helpers {
 
 impl Drop for Helpers {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return std::mem::take(&mut self.handles).into_iter().for_each(std::mem::forget);
+        }
         self.shared.board().ended = true;
         self.shared.posted.notify_all();
         // A thread that panicked said so where it ran.

@@ -24,7 +24,8 @@ pub type sae_parallel_for =
     Option<unsafe extern "C" fn(context: *mut c_void, n: usize, task: sae_task, arg: *mut c_void)>;
 
 /// Makes a pool of `threads` threads, of which the calling one is the first and the others are the library's own; 0: one
-/// per core. Handing work to the others takes a lock and wakes them; with one thread, or the host's, calls do neither.
+/// per core. Handing work to the others takes a lock and wakes them; with one thread, or the host's, calls do neither. A
+/// process made by fork has none of the others: it needs a pool of its own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_pool_create(
     threads: i32,

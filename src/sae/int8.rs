@@ -48,8 +48,12 @@ const HALF_STEP: f32 = 0.501;
 impl RowFacts<'_> {
     /// At least the magnitude of what each number of a row has lost: all there was where there are no steps.
     pub(crate) fn most(&self, row: usize) -> f32 {
-        if self.scale[row] > 0.0 { self.scale[row] * HALF_STEP } else { self.lost[row] }
+        most_lost(self.scale[row], self.lost[row])
     }
+}
+
+fn most_lost(scale: f32, lost: f32) -> f32 {
+    if scale > 0.0 { scale * HALF_STEP } else { lost }
 }
 
 /// One panel, to be written.
@@ -231,7 +235,7 @@ mod tests {
             let kept = |i: usize| f64::from(q[i]) * f64::from(rounded.scale);
             let lost = exact_norm(v.iter().enumerate().map(|(i, &v)| f64::from(v) - kept(i)));
             prop_assert!(f64::from(rounded.lost) >= lost, "{} lost, {lost} in truth", rounded.lost);
-            let most = if rounded.scale > 0.0 { rounded.scale * HALF_STEP } else { rounded.lost };
+            let most = most_lost(rounded.scale, rounded.lost);
             let lost_most = v.iter().enumerate().map(|(i, &v)| (f64::from(v) - kept(i)).abs()).fold(0.0, f64::max);
             prop_assert!(levels > 127.0 || f64::from(most) >= lost_most, "{most} at most, {lost_most} in truth");
             for norm in [exact_norm(v.iter().map(|&v| f64::from(v))), exact_norm((0..v.len()).map(kept))] {

@@ -211,11 +211,13 @@ impl Operations for CpuSession {
             core.each_row(&slots, features.rows(), &|row, scratch| decode(row, None, &mut scratch.row));
             return Ok(());
         };
-        core.pool.run_ranges(features.rows(), &|slot, rows| {
+        let rows = features.rows();
+        let tile = rows.div_ceil(core.pool.threads()).clamp(1, DENSE_ROWS);
+        core.pool.run_ranges(rows.div_ceil(tile), &|slot, tiles| {
             // SAFETY: no two ranges run with the same slot at once.
             let Scratch { x: raw, weights, row: scratch, .. } = &mut unsafe { slots.get(slot) };
-            for first in rows.clone().step_by(DENSE_ROWS) {
-                let tile = first..rows.end.min(first + DENSE_ROWS);
+            for first in tiles.map(|i| i * tile) {
+                let tile = first..rows.min(first + tile);
                 let (raw, skip) = (&mut raw[..tile.len() * d_in], &mut weights[..tile.len() * d_out]);
                 tile.clone().zip(raw.chunks_exact_mut(d_in)).for_each(|(row, raw)| x.read_row(row, raw));
                 decoder.skip(core.kernels, raw, skip);

@@ -78,7 +78,7 @@ mod tests {
     proptest! {
         #[test]
         fn some_split_explains_the_parts(
-            x in prop::collection::vec(prop_oneof![-1.0f32..1.0, -1000.0f32..1000.0, Just(0.0), Just(1e-30)], 1..300),
+            x in prop::collection::vec(prop_oneof![-1.0f32..1.0, -1000.0f32..1000.0, Just(0.0), Just(1e-30), Just(1e-40), Just(1e20), Just(f32::MAX)], 1..300),
         ) {
             let found = Part(&x).run();
             // Outliers are the largest, so they are known by their number.
