@@ -21,7 +21,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::{Pool, Run};
 use crate::error::Result;
@@ -36,7 +36,7 @@ const ROWS: usize = 256;
 const SLOTS: usize = 1 << 22;
 
 /// What was measured, over the finite rows of a sample. Sums are kept in f64.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Rows that were measured.
     pub rows: usize,
@@ -92,7 +92,8 @@ struct Sums {
     error: Vec<f64>,
     squared_error: f64,
     active: u64,
-    fired: Vec<bool>,
+    /// For each latent, the rows on which it was active.
+    active_rows: Vec<u64>,
     norm: f64,
     norm_hat: f64,
     cosine: f64,
@@ -131,6 +132,12 @@ impl Meter {
         if self.waiting == self.chunk { self.flush() } else { Ok(()) }
     }
 
+    /// For each latent, on how many rows it was active, since the meter was made or last finished.
+    pub fn active_rows(&mut self) -> Result<&[u64]> {
+        self.flush()?;
+        Ok(&self.sums.active_rows)
+    }
+
     /// What was measured since the meter was made or last asked.
     pub fn finish(&mut self) -> Result<Metrics> {
         self.flush()?;
@@ -160,7 +167,7 @@ impl Meter {
             }
             self.sums.active += self.features.counts[row] as u64;
             for (latent, _) in self.features.row(row) {
-                self.sums.fired[latent as usize - spec.first_latent] = true;
+                self.sums.active_rows[latent as usize - spec.first_latent] += 1;
             }
             self.sums.add(target, x_hat);
         }
@@ -170,7 +177,7 @@ impl Meter {
 
 impl Sums {
     fn new(d_out: usize, n_latents: usize) -> Self {
-        Self { mean: vec![0.0; d_out], error: vec![0.0; d_out], fired: vec![false; n_latents], ..Self::default() }
+        Self { mean: vec![0.0; d_out], error: vec![0.0; d_out], active_rows: vec![0; n_latents], ..Self::default() }
     }
 
     fn add(&mut self, x: &[f32], x_hat: &[f32]) {
@@ -204,7 +211,7 @@ impl Sums {
         let squares = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>();
         let b: Vec<f64> = b_dec.iter().map(|&b| f64::from(b)).collect();
         let dot: f64 = self.mean.iter().zip(&b).map(|(m, b)| m * b).sum();
-        let dead = self.fired.iter().filter(|fired| !**fired).count();
+        let dead = self.active_rows.iter().filter(|rows| **rows == 0).count();
         Metrics {
             rows: self.rows,
             rows_not_finite: self.rows_not_finite,
@@ -212,7 +219,7 @@ impl Sums {
             mse: ratio(self.squared_error, rows * self.mean.len() as f64),
             l0: ratio(self.active as f64, rows),
             dead,
-            dead_share: dead as f64 / self.fired.len() as f64,
+            dead_share: dead as f64 / self.active_rows.len() as f64,
             norm: ratio(self.norm, rows),
             norm_ratio: ratio(self.norm_hat, self.norm),
             cosine: ratio(self.cosine, rows),
