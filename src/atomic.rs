@@ -72,8 +72,17 @@ pub(crate) fn create_dir_all(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Gives a complete directory, or a link, the name by which it is known, on the disk too. The target is no directory with
+/// something in it.
+pub(crate) fn publish(from: &Path, to: &Path) -> Result<()> {
+    sync(from);
+    fs::rename(from, to)?;
+    sync(parent(to));
+    Ok(())
+}
+
 /// Makes sure that a directory's names are on the disk; where directories cannot be synced, that is the system's.
-fn sync(directory: &Path) {
+pub(crate) fn sync(directory: &Path) {
     #[cfg(unix)]
     fs::File::open(directory).and_then(|directory| directory.sync_all()).ok();
     #[cfg(not(unix))]

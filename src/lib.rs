@@ -15,8 +15,8 @@
 //! | how an SAE is trained | [`training`] |
 //! | how well it fits activations, and what is wrong if it does not | [`evaluation`] |
 //!
-//! Imports run one way: capi → evaluation → session, training → backend, formats → sae, features, tensor →
-//! error; formats and training → atomic → error.
+//! Imports run one way: capi → training → evaluation → session → backend, formats → sae, features, tensor → error; formats and
+//! training → atomic → error.
 
 mod atomic;
 #[allow(unsafe_code)]

@@ -31,6 +31,7 @@ mod export;
 mod init;
 mod options;
 mod recipe;
+pub mod run;
 mod schedule;
 mod stats;
 mod trainer;

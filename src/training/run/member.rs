@@ -1,0 +1,199 @@
+//! One SAE of a run: its trainer, what it reads of each row, its files, and whether it goes well.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::RunOptions;
+use super::metrics::{Evaluation, Files, Lengths, StepRecord};
+use super::watch::Watch;
+use crate::backend::Pool;
+use crate::error::{Error, Result, fail};
+use crate::evaluation::metrics::Meter;
+use crate::sae::Sae;
+use crate::tensor::Tensor;
+use crate::training::data::Rows;
+use crate::training::{Batch, Export, StepStats, TrainOptions, Trainer};
+
+/// An SAE that is to be trained in a run.
+#[derive(Clone)]
+pub struct Member {
+    /// Of its folder: letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// How it is trained. Where they are 0, `d` and `total_tokens` are those of the source; `max_batch_tokens` is at least a
+    /// batch.
+    pub options: TrainOptions,
+    /// The layer that it reads of rows `[layers, d]`; `None`: all of them.
+    pub layer: Option<usize>,
+    /// The layer that it reconstructs, as a transcoder, if another.
+    pub target_layer: Option<usize>,
+    /// Start from these weights instead of random ones.
+    pub warm_start: Option<Arc<Sae>>,
+    /// What is measured and exported; `None`: the moving average, where there is one.
+    pub export: Option<Export>,
+}
+
+impl Member {
+    /// An SAE that reads whole rows and starts from random weights.
+    pub fn new(name: &str, options: TrainOptions) -> Self {
+        Self { name: name.to_owned(), options, layer: None, target_layer: None, warm_start: None, export: None }
+    }
+
+    /// What it reads of rows.
+    fn input<'a>(&self, rows: &'a Rows) -> Result<Tensor<'a>> {
+        self.layer.map_or_else(|| Ok(rows.tensor()), |layer| rows.layer(layer))
+    }
+
+    /// What it reconstructs, if that is not what it reads.
+    fn target<'a>(&self, rows: &'a Rows) -> Result<Option<Tensor<'a>>> {
+        self.target_layer.map(|layer| rows.layer(layer)).transpose()
+    }
+}
+
+/// What was measured of an SAE on the rows held out.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The SAE's name.
+    pub name: String,
+    /// What is written to `evaluation.jsonl` of it.
+    pub evaluation: Evaluation,
+    /// For each latent, on how many of the rows it was active.
+    pub active_rows: Vec<u64>,
+}
+
+/// What a checkpoint keeps of an SAE beside what its trainer keeps.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemberState {
+    pub(super) name: String,
+    layer: Option<usize>,
+    target_layer: Option<usize>,
+    watch: Watch,
+    files: Lengths,
+}
+
+/// An SAE at work.
+pub(super) struct Working {
+    pub(super) member: Member,
+    pub(super) trainer: Trainer,
+    files: Files,
+    watch: Watch,
+    /// Statistics of the calls since the last step.
+    calls: Vec<StepStats>,
+}
+
+impl Working {
+    /// A new one, started from the sample.
+    pub(super) fn start(member: &Member, folder: &Path, sample: &Rows, pool: &Pool) -> Result<Self> {
+        let mut trainer = Trainer::new(&member.options, pool.clone())?;
+        let (input, target) = (member.input(sample)?, member.target(sample)?);
+        match (&member.warm_start, target) {
+            (None, None) => trainer.init_from(&input)?,
+            (None, Some(target)) => trainer.init_transcoder(&input, &target)?,
+            (Some(sae), None) => trainer.warm_start(sae, &input)?,
+            (Some(sae), Some(target)) => trainer.warm_start_transcoder(sae, &input, &target)?,
+        }
+        Self::of(member, folder, trainer, Watch::default(), Lengths::default())
+    }
+
+    /// One that goes on from a checkpoint.
+    pub(super) fn resume(
+        member: &Member,
+        folder: &Path,
+        checkpoint: &Path,
+        state: &MemberState,
+        pool: &Pool,
+    ) -> Result<Self> {
+        for (what, now, then) in
+            [("layer", member.layer, state.layer), ("target_layer", member.target_layer, state.target_layer)]
+        {
+            if now != then {
+                return fail!(InvalidArgument, "{what} is {now:?}, but the checkpoint was made with {then:?}");
+            }
+        }
+        let trainer = Trainer::resume(&checkpoint.join(&member.name), &member.options, pool.clone())?;
+        Self::of(member, folder, trainer, state.watch.clone(), state.files)
+    }
+
+    fn of(member: &Member, folder: &Path, trainer: Trainer, watch: Watch, lengths: Lengths) -> Result<Self> {
+        let files = Files::open(&folder.join(&member.name), lengths)?;
+        Ok(Self { member: member.clone(), trainer, files, watch, calls: Vec::new() })
+    }
+
+    /// Trains on a batch.
+    pub(super) fn train(&mut self, rows: &Rows, accumulate: bool) -> Result<()> {
+        let batch = Batch { target: self.member.target(rows)?, accumulate, ..self.member.input(rows)?.into() };
+        self.calls.push(self.trainer.step(&batch)?);
+        Ok(())
+    }
+
+    /// Tells of the step that was made, and whether the run goes well.
+    pub(super) fn stepped(
+        &mut self,
+        step: u64,
+        seconds: f64,
+        elapsed: f64,
+        options: &RunOptions,
+    ) -> Result<StepRecord> {
+        let calls = std::mem::take(&mut self.calls);
+        let tokens: usize = calls.iter().map(|call| call.tokens).sum();
+        // Where no row was fit to train on, there was no step and there is nothing to tell.
+        let Some(record) = StepRecord::of(&calls) else { return Ok(StepRecord::default()) };
+        let record = StepRecord { step, tokens_per_second: tokens as f64 / seconds.max(1e-9), elapsed, ..record };
+        self.files.step(&record)?;
+        self.watch.observe(step, record.loss, options)?;
+        Ok(record)
+    }
+
+    /// Whether its state is worth keeping.
+    pub(super) fn is_well(&self) -> bool {
+        self.watch.is_well()
+    }
+
+    /// What is to be exported.
+    pub(super) fn export(&self) -> Result<Sae> {
+        let ema = !self.trainer.options().no_ema && self.trainer.progress().is_some_and(|progress| progress.step > 0);
+        let there_is = if ema { Export::Ema } else { Export::Weights };
+        self.trainer.export(self.member.export.unwrap_or(there_is))
+    }
+
+    /// Measures what would be exported, in a copy of the weights.
+    pub(super) fn measure(&mut self, step: u64, held_out: &Rows, log: bool, pool: &Pool) -> Result<Measured> {
+        let sae = Arc::new(self.export()?);
+        let input = self.member.input(held_out)?;
+        let target = self.member.target(held_out)?.unwrap_or(input);
+        let spec = sae.spec();
+        let (mut x, mut y) = (vec![0.0; spec.d_in], vec![0.0; spec.d_out]);
+        let mut meter = Meter::new(&sae, pool)?;
+        for row in 0..held_out.len() {
+            input.read_row(row, &mut x);
+            target.read_row(row, &mut y);
+            meter.push(&x, &y)?;
+        }
+        let active_rows = meter.active_rows()?.to_vec();
+        let tokens = self.trainer.progress().map_or(0, |progress| progress.tokens_seen);
+        let evaluation = Evaluation { step, tokens, metrics: meter.finish()? };
+        if log {
+            self.files.evaluation(&evaluation)?;
+        }
+        Ok(Measured { name: self.member.name.clone(), evaluation, active_rows })
+    }
+
+    /// Writes what it is into a checkpoint, and its files to the disk.
+    pub(super) fn save(&self, checkpoint: &Path) -> Result<MemberState> {
+        self.trainer.save(&checkpoint.join(&self.member.name))?;
+        Ok(MemberState {
+            name: self.member.name.clone(),
+            layer: self.member.layer,
+            target_layer: self.member.target_layer,
+            watch: self.watch.clone(),
+            files: self.files.sync()?,
+        })
+    }
+
+    /// The same error, with the SAE's name.
+    pub(super) fn named(&self, error: Error) -> Error {
+        error.at(&self.member.name)
+    }
+}

@@ -1,0 +1,176 @@
+//! What a run tells while it goes: per SAE a folder with one JSON object a line for each step (`metrics.jsonl`) and each
+//! measurement on rows held out (`evaluation.jsonl`), and the same for TensorBoard (`events.out.tfevents`).
+//!
+//! A checkpoint remembers how long the files were, and a resumed run cuts them back to that: no step is there twice, none is
+//! missing.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::events;
+use super::log::{Log, now};
+use crate::atomic;
+use crate::error::{Error, Result, Status};
+use crate::evaluation::metrics::Metrics;
+use crate::training::StepStats;
+
+/// The files' names.
+pub const STEPS: &str = "metrics.jsonl";
+/// Of the measurements on rows held out.
+pub const EVALUATIONS: &str = "evaluation.jsonl";
+/// TensorBoard knows its files by the word in their names.
+const EVENTS: &str = "events.out.tfevents";
+
+/// One line of `metrics.jsonl`: an optimizer step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Tokens trained on since the run began.
+    pub tokens: u64,
+    /// What is minimised.
+    pub loss: f64,
+    /// The reconstruction's part of it.
+    pub mse: f64,
+    /// AuxK's part, its coefficient included.
+    pub aux: f64,
+    /// The sparsity penalty's part, its coefficient included.
+    pub sparsity: f64,
+    /// Fraction of variance unexplained, of this step's tokens.
+    pub fvu: f64,
+    /// Mean count of active latents per token.
+    pub l0: f64,
+    /// Latents that are dead.
+    pub dead: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens per second of this step, in which its rows were read and all SAEs of the run trained on them.
+    pub tokens_per_second: f64,
+    /// Seconds that the run has worked, before it was resumed too.
+    pub elapsed: f64,
+}
+
+impl StepRecord {
+    /// Of the calls that made a step: means over their tokens, and counts as they are after the last. `None` if none of them made
+    /// one, which is so where no row was fit to train on.
+    pub(super) fn of(calls: &[StepStats]) -> Option<Self> {
+        let last = calls.last().filter(|call| call.applied)?;
+        let tokens: usize = calls.iter().map(|call| call.tokens).sum();
+        let mean = |value: fn(&StepStats) -> f64| {
+            calls.iter().map(|call| value(call) * call.tokens as f64).sum::<f64>() / tokens as f64
+        };
+        Some(Self {
+            step: last.step,
+            tokens: last.tokens_seen,
+            loss: mean(|call| call.loss),
+            mse: mean(|call| call.mse),
+            aux: mean(|call| call.aux),
+            sparsity: mean(|call| call.sparsity),
+            fvu: mean(|call| call.fvu),
+            l0: mean(|call| call.l0),
+            dead: last.dead,
+            lr: last.learning_rate,
+            grad_norm: last.grad_norm,
+            ..Self::default()
+        })
+    }
+
+    fn scalars(&self) -> [(&'static str, f64); 12] {
+        [
+            ("tokens", self.tokens as f64),
+            ("loss", self.loss),
+            ("mse", self.mse),
+            ("aux", self.aux),
+            ("sparsity", self.sparsity),
+            ("fvu", self.fvu),
+            ("l0", self.l0),
+            ("dead", self.dead as f64),
+            ("lr", self.lr),
+            ("grad_norm", self.grad_norm),
+            ("tokens_per_second", self.tokens_per_second),
+            ("elapsed", self.elapsed),
+        ]
+    }
+}
+
+/// One line of `evaluation.jsonl`: what was measured on the rows held out after a step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The step.
+    pub step: u64,
+    /// Tokens trained on by then.
+    pub tokens: u64,
+    /// What was measured.
+    #[serde(flatten)]
+    pub metrics: Metrics,
+}
+
+/// How long the files of an SAE are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Lengths {
+    steps: u64,
+    evaluations: u64,
+    events: u64,
+}
+
+/// The files of one SAE.
+pub(super) struct Files {
+    steps: Log,
+    evaluations: Log,
+    events: Log,
+}
+
+impl Files {
+    /// Opens them in a folder to go on from where they had these lengths.
+    pub(super) fn open(folder: &Path, lengths: Lengths) -> Result<Self> {
+        atomic::create_dir_all(folder).map_err(|e| e.at(folder.display()))?;
+        let mut files = Self {
+            steps: Log::open(&folder.join(STEPS), lengths.steps)?,
+            evaluations: Log::open(&folder.join(EVALUATIONS), lengths.evaluations)?,
+            events: Log::open(&folder.join(EVENTS), lengths.events)?,
+        };
+        if files.events.length() == 0 {
+            files.events.append(&events::opening(now()))?;
+        }
+        atomic::sync(folder);
+        Ok(files)
+    }
+
+    pub(super) fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.steps.append(&line(record)?)?;
+        self.events.append(&events::scalars(now(), record.step, record.scalars()))
+    }
+
+    pub(super) fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        let Metrics { fvu, l0, dead, cosine, norm_ratio, .. } = evaluation.metrics;
+        let scalars = [
+            ("held_out/fvu", fvu),
+            ("held_out/l0", l0),
+            ("held_out/dead", dead as f64),
+            ("held_out/cosine", cosine),
+            ("held_out/norm_ratio", norm_ratio),
+        ];
+        self.evaluations.append(&line(evaluation)?)?;
+        self.events.append(&events::scalars(now(), evaluation.step, scalars))
+    }
+
+    /// Makes sure that they are on the disk, and tells how long they are.
+    pub(super) fn sync(&self) -> Result<Lengths> {
+        for log in [&self.steps, &self.evaluations, &self.events] {
+            log.sync()?;
+        }
+        let (steps, evaluations, events) = (self.steps.length(), self.evaluations.length(), self.events.length());
+        Ok(Lengths { steps, evaluations, events })
+    }
+}
+
+fn line(record: &impl Serialize) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(record)
+        .map_err(|e| Error::new(Status::Internal, format!("a record cannot be written: {e}")))?;
+    line.push(b'\n');
+    Ok(line)
+}
