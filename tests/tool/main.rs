@@ -8,4 +8,5 @@ mod hub;
 mod info;
 mod pull;
 mod support;
+mod train;
 mod verify;

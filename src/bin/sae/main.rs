@@ -1,4 +1,4 @@
-//! The program `sae`: published SAEs looked at, converted, compared and fetched, from a shell.
+//! The program `sae`: published SAEs looked at, converted, compared and fetched, and new ones trained, from a shell.
 
 mod activations;
 mod convert;
@@ -8,6 +8,7 @@ mod info;
 mod open;
 mod output;
 mod pull;
+mod train;
 mod verify;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ enum Command {
     Verify(verify::Verify),
     Doctor(doctor::Doctor),
     Pull(pull::Pull),
+    Train(train::Train),
 }
 
 fn main() -> ExitCode {
@@ -46,11 +48,14 @@ fn main() -> ExitCode {
         Command::Verify(verify) => verify.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Pull(pull) => pull.run(),
+        Command::Train(train) => train.run(),
     };
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
         Ok(Outcome::CannotTell) => ExitCode::from(2),
+        // As a shell counts a program that the signal ended.
+        Ok(Outcome::Interrupted(signal)) => ExitCode::from(128 + signal),
         Err(failure) => failure.report(),
     }
 }

@@ -14,6 +14,8 @@ pub(crate) enum Outcome {
     No,
     /// There is no answer.
     CannotTell,
+    /// A signal ended it, as it should.
+    Interrupted(u8),
 }
 
 /// Why a command did not do it.

@@ -1,0 +1,238 @@
+//! `sae train`: SAEs trained from activations in files, as a configuration says.
+
+mod chart;
+mod config;
+mod progress;
+mod report;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use clap::Args;
+use sae::Status;
+use sae::backend::Pool;
+use sae::formats::{self, SaveOptions};
+use sae::tensor::DType;
+use sae::training::TrainOptions;
+use sae::training::data::{Rows, ShardOptions, Shards, Source};
+use sae::training::run::{Measured, Member, Plan, TrainingRun};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::output::{Failure, Outcome, Result, grouped, print};
+use config::{Config, ExportOptions, HeldOut, Type};
+use progress::Progress;
+
+/// The copy of the configuration in the run's folder.
+const CONFIG: &str = "config.toml";
+/// The report in the run's folder.
+const REPORT: &str = "report.html";
+
+/// Train SAEs from activations in files.
+///
+/// Exit code 0: the run is at its end; 1: it diverged; 2: it could not be done. Ctrl-C and SIGTERM make a checkpoint
+/// first, and give 130 and 143.
+#[derive(Args)]
+pub(crate) struct Train {
+    /// The configuration, in TOML.
+    config: PathBuf,
+    /// Go on from the newest checkpoint in the run's folder; start if there is none.
+    #[arg(long)]
+    resume: bool,
+    /// Threads, instead of those of the configuration; 0: one per core. The numbers do not depend on it.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Check the configuration and the data, say what would be done, and do nothing.
+    #[arg(long)]
+    check: bool,
+}
+
+impl Train {
+    pub(crate) fn run(&self) -> Result {
+        let config = Config::read(&self.config)?;
+        let (source, held_out) = open(&config)?;
+        let plan = Plan {
+            folder: config.folder.clone(),
+            options: config.options.clone(),
+            members: config.members.clone(),
+            source,
+            held_out,
+            pool: Pool::new(self.threads.unwrap_or(config.threads))?,
+        };
+        if self.check {
+            print(&summary(&plan)?)?;
+            return Ok(Outcome::Done);
+        }
+        let run = if self.resume { TrainingRun::resume(plan) } else { TrainingRun::start(plan) };
+        let mut run = run.map_err(|error| match error.status() {
+            Status::BadState if !self.resume => Failure::Message(format!("{} (--resume resumes it)", error.message())),
+            _ => Failure::from(error),
+        })?;
+        save(&run.folder().join(CONFIG), &config.text)?;
+        self.go(&mut run, &config)
+    }
+
+    fn go(&self, run: &mut TrainingRun, config: &Config) -> Result {
+        let before = run.step();
+        match work(run) {
+            Ok(None) => {}
+            Ok(Some(signal)) => {
+                let path = run.checkpoint()?;
+                report(run, config, &[])?;
+                let (step, path, config) = (grouped(run.step()), path.display(), self.config.display());
+                eprintln!(
+                    "sae: interrupted after step {step}; the checkpoint is {path}; `sae train --resume {config}` goes on from it"
+                );
+                return Ok(Outcome::Interrupted(signal));
+            }
+            Err(error) => {
+                // What came before can be looked at.
+                report(run, config, &[]).ok();
+                if error.status() != Status::NotFinite {
+                    return Err(error.into());
+                }
+                eprintln!("sae: {}", error.message());
+                return Ok(Outcome::No);
+            }
+        }
+        let measured = run.evaluate()?;
+        if run.step() > before {
+            run.checkpoint()?;
+        }
+        let exported = export(run, &config.export)?;
+        let report = report(run, config, &measured)?;
+        print(&finished(run, &measured, &exported, &report))?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// Makes steps until there are no more, or a signal asks to stop, and gives its number.
+fn work(run: &mut TrainingRun) -> sae::Result<Option<u8>> {
+    let asked = signals()?;
+    let progress = Progress::new(run);
+    while let Some(records) = run.advance()? {
+        let records = records.to_vec();
+        progress.show(run, &records);
+        match asked.load(Ordering::Relaxed) {
+            0 => {}
+            signal => return Ok(Some(signal as u8)),
+        }
+    }
+    Ok(None)
+}
+
+/// The data, and the rows held out of them.
+fn open(config: &Config) -> Result<(Box<dyn Source>, Option<Rows>)> {
+    let open = |options: &ShardOptions| {
+        Shards::open(options).map_err(|error| Failure::Message(format!("[data] {}", error.message())))
+    };
+    let mut source = open(&config.data)?;
+    let HeldOut { rows, data } = &config.held_out;
+    let mut held_out = Rows::new(source.layout(), *rows)?;
+    match data {
+        _ if *rows == 0 => return Ok((Box::new(source), None)),
+        Some(data) => {
+            let mut other = open(data)?;
+            held_out = Rows::new(other.layout(), *rows)?;
+            other.next(&mut held_out)?;
+        }
+        None => {
+            let there = source.len().unwrap_or(u64::MAX);
+            if (*rows as u64).saturating_mul(2) > there {
+                return Err(Failure::Message(format!(
+                    "[data] held_out is {rows} rows, more than half of the {there} that there are; say fewer, or 0 for none"
+                )));
+            }
+            source.next(&mut held_out)?;
+        }
+    }
+    Ok((Box::new(source), Some(held_out)))
+}
+
+/// The number of the signal that asked to stop, 0 until one does. A second one ends the process at once.
+fn signals() -> sae::Result<Arc<AtomicUsize>> {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let register = || {
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))?;
+            signal_hook::flag::register(signal, Arc::clone(&again))?;
+            signal_hook::flag::register_usize(signal, Arc::clone(&asked), signal as usize)
+        };
+        register().map_err(|e: std::io::Error| sae::Error::from(e).at(format!("signal {signal}")))?;
+    }
+    Ok(asked)
+}
+
+/// Writes the SAEs, and gives where.
+fn export(run: &TrainingRun, options: &ExportOptions) -> Result<Vec<PathBuf>> {
+    let dtype = options.dtype.map(|dtype| match dtype {
+        Type::F32 => DType::F32,
+        Type::F16 => DType::F16,
+        Type::Bf16 => DType::BF16,
+    });
+    // The native format is a file, the others are folders or files as they like.
+    let name = if options.format.as_deref().is_none_or(|f| f == "native") { "sae.safetensors" } else { "sae" };
+    let save = SaveOptions { format: options.format.clone(), dtype };
+    let mut paths = Vec::new();
+    for (member, sae) in run.export()? {
+        let path = run.folder().join(member).join(name);
+        formats::save(&sae, &path, &save)?;
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+/// Writes the report, and gives where.
+fn report(run: &TrainingRun, config: &Config, measured: &[Measured]) -> Result<PathBuf> {
+    let path = run.folder().join(REPORT);
+    save(&path, &report::html(run, &config.text, measured)?)?;
+    Ok(path)
+}
+
+/// Writes a small file so that it appears whole or not at all.
+fn save(path: &Path, text: &str) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let saved = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    saved.map_err(|e| {
+        fs::remove_file(&partial).ok();
+        Failure::Message(format!("{}: {e}", path.display()))
+    })
+}
+
+/// What would be done.
+fn summary(plan: &Plan) -> Result<String> {
+    let (options, members) = plan.resolve()?;
+    let layout = plan.source.layout();
+    let shape: Vec<String> = layout.shape(1)[1..].iter().map(usize::to_string).collect();
+    let rows = plan.source.len().map_or("no end of".to_owned(), grouped);
+    let held = grouped(plan.held_out.as_ref().map_or(0, Rows::len) as u64);
+    let mut text = format!("rows [{}] of {}: {rows}, of which {held} are held out\n", shape.join(", "), layout.dtype);
+    text += &format!("a step: {} × {} rows\n", options.accumulate, grouped(options.batch as u64));
+    for Member { name, options, .. } in &members {
+        let TrainOptions { d, n_latents, learning_rate, dead_after_tokens, .. } = options.resolve()?;
+        let (n, dead) = (grouped(n_latents as u64), grouped(dead_after_tokens));
+        text += &format!("{name}: {n} latents of {d}, learning rate {learning_rate:e}, dead after {dead} tokens\n");
+    }
+    Ok(text)
+}
+
+/// What was done.
+fn finished(run: &TrainingRun, measured: &[Measured], exported: &[PathBuf], report: &Path) -> String {
+    let (steps, rows) = (grouped(run.step()), grouped(run.rows_given()));
+    let mut text = format!("{}: {steps} steps, {rows} rows\n", run.folder().display());
+    for (i, path) in exported.iter().enumerate() {
+        text += &format!("{}", path.display());
+        if let Some(Measured { evaluation, .. }) = measured.get(i) {
+            let of = &evaluation.metrics;
+            let (held, dead) = (grouped(of.rows as u64), 100.0 * of.dead_share);
+            text += &format!(
+                ": FVU {:.4}, L0 {:.1}, {dead:.1} % without activation, on {held} rows held out",
+                of.fvu, of.l0
+            );
+        }
+        text += "\n";
+    }
+    text + &format!("{}\n", report.display())
+}
