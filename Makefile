@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 BUILD := build
 LIB := $(CARGO_TARGET_DIR)/release
 
-.PHONY: all lib tool demo test ports kernels kernels-check python goldens round_trips fuzz bench header clean
+.PHONY: all lib tool demo test ports kernels kernels-check python goldens round_trips fuzz bench gpu-bundle header clean
 
 all: lib
 
@@ -91,6 +91,17 @@ fuzz:
 # most. ARGS=--quick: does it work? KEEP=1: figures into benches/results and docs/performance.md.
 bench:
 	$(MAKE) -C benches
+
+# One folder to take to a machine with a GPU: parity with the processor, capture and replay, allocations, times beside PyTorch's.
+# `build/gpu-bundle/run` there runs all of it; where there is no device, it says so.
+gpu-bundle:
+	$(CARGO) build --release --example gpu_check
+	rm -rf $(BUILD)/gpu-bundle
+	mkdir -p $(BUILD)/gpu-bundle
+	install -m 755 -s $(LIB)/examples/gpu_check $(BUILD)/gpu-bundle/gpu-check
+	install -m 755 benches/gpu/run $(BUILD)/gpu-bundle/run
+	install -m 644 benches/gpu/peers.py $(BUILD)/gpu-bundle/peers.py
+	du -sh $(BUILD)/gpu-bundle
 
 # Makes include/sae.h anew from src/capi.
 header:
