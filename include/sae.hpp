@@ -246,6 +246,13 @@ class TensorMut : public Tensor {
   template <class C, class T = std::remove_pointer_t<decltype(std::declval<C &>().data())>,
             class = std::enable_if_t<!std::is_const_v<T>>>
   TensorMut(C &container) : Tensor(container) {}
+
+  /// The same memory, on another device than the CPU.
+  [[nodiscard]] TensorMut on(sae_device device) const noexcept {
+    TensorMut moved;
+    static_cast<Tensor &>(moved) = Tensor::on(device);
+    return moved;
+  }
 };
 
 /// Activations: x, or x + addend.

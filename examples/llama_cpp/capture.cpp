@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <set>
+
+#include "device.hpp"
 
 namespace {
 
@@ -59,12 +62,20 @@ void show_capture(const Model &model, const sae::Model &sae, const sae::Pool &po
     e.layer = layer;
     e.n_threads = pool.threads();
     e.n_ctx_seq = e.n_batch = e.n_ubatch = uint32_t(batch.size());
+    const sae_info info = sae.info();
+    e.on_device = info.device.device_type != SAE_DEVICE_CPU;
     Engine engine(model, e);
     sae::Session session = make_session(sae, pool, batch.size());
-    sae::Features features(int64_t(batch.size()), sae.info().k);
+    sae::Features features(int64_t(batch.size()), info.k);
+    std::unique_ptr<Beside> beside;
     std::vector<int64_t> feature_row(batch.size());
     engine.on_residual([&](const Residual &r) {
-        session.encode({r.data, r.rows, r.d}, features.slice(0, r.rows));
+        if (e.on_device) {
+            if (!beside) beside = std::make_unique<Beside>(r, features.tokens(), features.width());
+            beside->encode(session, r, features);
+        } else {
+            session.encode({r.data, r.rows, r.d}, features.slice(0, r.rows));
+        }
         for (int64_t i = 0; i < r.rows; i++) feature_row[size_t(r.batch_row[i])] = i;
         return Then::go_on;
     });

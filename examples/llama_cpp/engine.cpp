@@ -42,10 +42,10 @@ llama_context *make_context(const Model &model, const EngineOptions &o, ggml_bac
 
 }  // namespace
 
-Model::Model(const std::string &path) {
+Model::Model(const std::string &path, int32_t gpu_layers) {
     static BackendOnce backend;
     llama_model_params p = llama_model_default_params();
-    p.n_gpu_layers = 0;
+    p.n_gpu_layers = gpu_layers;
     model_.reset(llama_model_load_from_file(path.c_str(), p));
     if (!model_) throw std::runtime_error("llama.cpp could not load " + path + " (run examples/llama_cpp/get.sh first)");
     vocab_ = llama_model_get_vocab(model_.get());
@@ -89,7 +89,7 @@ std::string Model::text(const llama_token *tokens, size_t n) const {
 }
 
 Engine::Engine(const Model &model, const EngineOptions &o)
-    : tensor_name_(o.site + "-" + std::to_string(o.layer)), d_(model.d()), rows_(o.kv_unified, 1) {
+    : tensor_name_(o.site + "-" + std::to_string(o.layer)), d_(model.d()), on_device_(o.on_device), rows_(o.kv_unified, 1) {
     model.check_hook(o.layer);
     context_.reset(make_context(model, o, eval, this));
     rows_ = RowMap(o.kv_unified, llama_n_ctx_seq(context_.get()));
@@ -140,11 +140,11 @@ bool Engine::wants(const ggml_tensor *t) {
 // After the block has run. Returning false makes llama.cpp skip the rest of the graph; it is no error path.
 bool Engine::observe(ggml_tensor *t) {
     try {
-        if (t->type != GGML_TYPE_F32 || t->ne[0] != d_ || !ggml_is_contiguous(t) || !ggml_backend_buffer_is_host(t->buffer))
-            throw std::runtime_error(tensor_name_ + " is not a contiguous f32 tensor in host memory");
+        if (t->type != GGML_TYPE_F32 || t->ne[0] != d_ || !ggml_is_contiguous(t)) throw std::runtime_error(tensor_name_ + " is not a contiguous f32 tensor");
+        if (!on_device_ && !ggml_backend_buffer_is_host(t->buffer)) throw std::runtime_error(tensor_name_ + " is not in host memory, where this hook reads it");
         const int64_t n = ggml_nrows(t);
         const std::vector<int32_t> &rows = rows_.rows(n);
-        return hook_(Residual{static_cast<float *>(t->data), n, d_, rows.data(), batch_->data()}) == Then::go_on;
+        return hook_(Residual{static_cast<float *>(t->data), ggml_backend_buffer_get_type(t->buffer), n, d_, rows.data(), batch_->data()}) == Then::go_on;
     } catch (...) {
         failure_ = std::current_exception();
         return false;

@@ -23,7 +23,8 @@ struct BatchRow {
 
 // The residual after the hooked block, for the rows of one ubatch. It is the engine's own memory: what is written here steers the model.
 struct Residual {
-    float *data;            // [rows, d], contiguous
+    float *data;            // [rows, d], contiguous; in the memory of `where`
+    ggml_backend_buffer_type_t where;
     int64_t rows, d;
     const int32_t *batch_row;  // [rows]: which entry of the batch each row is
     const BatchRow *batch;
@@ -36,7 +37,7 @@ enum class Then { go_on, stop };  // stop: the blocks after the hook are not com
 
 class Model {
   public:
-    explicit Model(const std::string &path);
+    explicit Model(const std::string &path, int32_t gpu_layers = 0);  // so many of the last layers on a GPU, if llama.cpp was built for one
 
     int32_t d() const { return llama_model_n_embd(model_.get()); }
     int32_t n_layers() const { return llama_model_n_layer(model_.get()); }
@@ -63,6 +64,7 @@ struct EngineOptions {
     int32_t layer = 0;           // the hook is on the residual after this block (0-based)
     std::string site = "l_out";  // or on another of the block's tensors of that width: ffn_inp, attn_out, ffn_out
     bool hooked = true;          // false: no callback at all, the engine as it comes
+    bool on_device = false;      // the hook takes residuals in a GPU's memory too (device.hpp)
     uint32_t n_ctx_seq = 256;    // positions per sequence
     uint32_t n_seqs = 1;
     uint32_t n_batch = 2048;
@@ -95,6 +97,7 @@ class Engine {
     struct Free { void operator()(llama_context *c) const { llama_free(c); } };
     std::string tensor_name_;
     int32_t d_;
+    bool on_device_;
     RowMap rows_;
     const std::vector<BatchRow> *batch_ = nullptr;  // during decode
     Hook hook_;

@@ -4,11 +4,13 @@
 #include <exception>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
 
 #include "capture.hpp"
+#include "device.hpp"
 #include "engine_threads.hpp"
 #include "overhead.hpp"
 #include "random_sae.hpp"
@@ -20,6 +22,7 @@ namespace {
 
 const char *const usage =
     "usage: demo demo   --data FOLDER [--tokens 60000] [--layer 14] [--threads N] [--prompt TEXT]\n"
+    "                                 [--gpu-layers 0]\n"
     "       demo record --data FOLDER [--tokens 200000] [--held-out 20000] [--layer 14] [--threads N]\n"
     "                                 [--out FOLDER/recording]\n"
     "       demo overhead --data FOLDER [--layer 14] [--threads N]\n"
@@ -76,7 +79,7 @@ void demo(Arguments &arguments) {
     TrainSettings settings;
     settings.tokens = arguments.number("tokens", settings.tokens, 1, most_tokens);
     settings.layer = layer_of(arguments);
-    const int32_t threads = threads_of(arguments);
+    const int32_t threads = threads_of(arguments), gpu_layers = int32_t(arguments.number("gpu-layers", 0, 0, most_layers));
     arguments.finish();
 
     const Model model(data + "/model.gguf");
@@ -99,10 +102,19 @@ void demo(Arguments &arguments) {
     heading("What the features are");
     const Contexts contexts = find_contexts(sae, pool, kept, settings.window);
     const Themes themes(model, kept.windows, contexts);
-    show_capture(model, sae, pool, settings.layer, prompt, kept, contexts, themes);
+    // Training reads the engine on the CPU. With layers on a GPU, the SAE goes there to capture and to steer.
+    std::unique_ptr<Model> there;
+    std::unique_ptr<sae::Model> sae_there;
+    if (gpu_layers > 0) {
+        there = std::make_unique<Model>(data + "/model.gguf", gpu_layers);
+        sae_there = std::make_unique<sae::Model>(on_device(sae, {SAE_DEVICE_CUDA, 0}, file));
+    }
+    const Model &shown = there ? *there : model;
+    const sae::Model &used = sae_there ? *sae_there : sae;
+    show_capture(shown, used, pool, settings.layer, prompt, kept, contexts, themes);
 
     heading("Steering");
-    show_steering(model, sae, pool, settings.layer, kept.windows, contexts, themes);
+    show_steering(shown, used, pool, settings.layer, kept.windows, contexts, themes);
 
     heading("What it costs");
     show_overhead(model, sae, pool, settings.layer, data + "/overhead.json");

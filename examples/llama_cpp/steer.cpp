@@ -26,6 +26,7 @@ Texts write(const Model &model, int32_t layer, BatchSteering &steering, const Te
     e.n_seqs = uint32_t(prompts.size());
     e.n_ctx_seq = uint32_t(longest + n);
     e.n_batch = e.n_ubatch = uint32_t(all);
+    e.on_device = steering.on_device();
     Engine engine(model, e);
     engine.on_residual([&](const Residual &r) {
         steering(r, slots);
@@ -86,14 +87,20 @@ Theme choose(const Model &model, const sae::Model &sae, const sae::Pool &pool, i
 }  // namespace
 
 BatchSteering::BatchSteering(const sae::Model &sae, const sae::Pool &pool, size_t max_rows, size_t slots, bool spare_sinks)
-    : session_(steering_session(sae, pool, max_rows, slots)), row_slot_(max_rows), spare_sinks_(spare_sinks) {}
+    : session_(steering_session(sae, pool, max_rows, slots)), row_slot_(max_rows), spare_sinks_(spare_sinks),
+      on_device_(sae_info(sae.info()).device.device_type != SAE_DEVICE_CPU) {}
 
 void BatchSteering::operator()(const Residual &r, const std::vector<int32_t> &slot_of_sequence) {
     for (int64_t i = 0; i < r.rows; i++) {
         const BatchRow &row = r.at(i);
         row_slot_.at(size_t(i)) = spare_sinks_ && row.pos == 0 ? -1 : slot_of_sequence[size_t(row.seq)];
     }
-    session_.steer({r.data, r.rows, r.d}, {row_slot_.data(), r.rows});
+    if (!on_device_) {
+        session_.steer({r.data, r.rows, r.d}, {row_slot_.data(), r.rows});
+        return;
+    }
+    if (!beside_) beside_ = std::make_unique<Beside>(r, int64_t(row_slot_.size()), 1);
+    beside_->steer(session_, r, row_slot_);
 }
 
 void show_steering(const Model &model, const sae::Model &sae, const sae::Pool &pool, int32_t layer, const std::vector<Window> &windows,

@@ -1,12 +1,14 @@
 // Steering: each sequence of a batch by its own list of edits.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <sae.hpp>
 
 #include "contexts.hpp"
+#include "device.hpp"
 #include "engine.hpp"
 #include "themes.hpp"
 
@@ -18,11 +20,13 @@ class BatchSteering {
 
     void set(int32_t slot, const std::vector<sae_edit> &edits) { session_.set_edits(slot, edits); }
     void operator()(const Residual &residual, const std::vector<int32_t> &slot_of_sequence);
+    bool on_device() const { return on_device_; }
 
   private:
     sae::Session session_;
     std::vector<int32_t> row_slot_;
-    bool spare_sinks_;
+    bool spare_sinks_, on_device_;
+    std::unique_ptr<Beside> beside_;  // of residuals in a GPU's memory
 };
 
 // Tries the most telling themes, each clamped up in a sequence of its own, and returns the one whose words come out most; then shows it clamped

@@ -15,6 +15,7 @@
 #include <sae.hpp>
 
 #include "capture.hpp"
+#include "device.hpp"
 #include "engine.hpp"
 #include "engine_threads.hpp"
 #include "random_sae.hpp"
@@ -310,6 +311,51 @@ void off_is_off(const Model &model) {
     expect(refused, "the last block, which carries only output rows, is refused");
 }
 
+// The device path, with the engine's own memory for the device's: what differs on a GPU is the name of the device.
+void tensors_beside_the_residual_serve(const Model &model, sae::Session &session) {
+    std::printf("The device path\n");
+    for (const auto &[name, number] : std::map<std::string, int>{{"CUDA0", 0}, {"CUDA13", 13}}) {
+        const sae_device device = device_named(name, false);
+        expect(device.device_type == SAE_DEVICE_CUDA && device.device_id == number, name + " is the library's CUDA device " + std::to_string(number));
+    }
+    expect(device_named("CUDA_Host", true).device_type == SAE_DEVICE_CPU, "memory that the host reaches is the CPU's");
+    for (const char *name : {"CUDA", "CUDA_Split", "CUDA0_Split", "Vulkan0", "ROCm0", "", "CUD"}) {
+        bool refused = false;
+        try {
+            device_named(name, false);
+        } catch (const std::runtime_error &) {
+            refused = true;
+        }
+        expect(refused, std::string("memory of \"") + name + "\" is refused");
+    }
+
+    EngineOptions o = options(512, false);
+    o.on_device = true;
+    Engine engine(model, o);
+    bool same_features = true, same_steering = true;
+    int64_t rows = 0;
+    session.set_edits(0, {sae::add(7, 3), sae::set(9, 5)});
+    engine.on_residual([&](const Residual &r) {
+        sae::Features direct(r.rows, k), there(r.rows, k);
+        session.encode({r.data, r.rows, r.d}, direct.slice(0, r.rows));
+        Beside beside(r, r.rows, k);
+        beside.encode(session, r, there);
+        same_features &= direct.indices() == there.indices() && direct.values() == there.values() && direct.counts() == there.counts();
+        std::vector<int32_t> slots(size_t(r.rows), 0);
+        for (size_t i = 0; i < slots.size(); i += 3) slots[i] = -1;
+        std::vector<float> steered(r.data, r.data + r.rows * r.d);
+        session.steer({steered.data(), r.rows, r.d}, {slots.data(), r.rows});
+        beside.steer(session, r, slots);
+        same_steering &= std::memcmp(steered.data(), r.data, steered.size() * sizeof(float)) == 0;
+        rows += r.rows;
+        return Then::stop;
+    });
+    engine.decode(batch_of(model, true));
+    expect(rows == sequences * positions && same_features, "features read beside the residual are those read directly");
+    expect(same_steering, "and it is steered as it is directly");
+    session.set_edits(0, {});
+}
+
 }  // namespace
 
 void expect(bool ok, const std::string &what) {
@@ -334,6 +380,7 @@ int main(int argc, char **argv) {
         steering_is_a_control_vector(model, sae, pool);
         others_are_left_alone(model, sae, pool);
         off_is_off(model);
+        tensors_beside_the_residual_serve(model, session);
         the_whole_runs(model, argv[1], pool);
         the_doctor_names_faults(model, argv[1], pool);
         std::printf(failures ? "%d failures\n" : "all well\n", failures);
