@@ -139,3 +139,58 @@ fn list(winners: &[Candidate], rows: usize, codes: &mut Codes) {
     }
     codes.starts[rows] = end;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Pool;
+    use crate::backend::cpu::Kernels;
+    use crate::backend::cpu::rows::Rows;
+    use crate::backend::cpu::scratch::{Plan, Slots};
+    use crate::tensor::AlignedBytes;
+
+    /// Numbers that look random, few of them different, so that scores tie within and between rows.
+    fn numbers(seed: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1013 % 5) as f32 - 2.0).collect()
+    }
+
+    #[test]
+    fn the_largest_of_a_batch_are_those_of_a_sort() {
+        let (d, n, k, most) = (3, 37, 4, 29);
+        let (w_enc, b_enc) = (numbers(1, n * d), vec![0.25; n]);
+        let encoder = Encoder::top_k(Rows::F32 { values: &w_enc, d }, &b_enc, k);
+        let kernels = Kernels::best().unwrap();
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            let plan = Plan { d, limit: n, width: 0, tokens: most, screen: None };
+            let mut memory = AlignedBytes::zeroed(plan.bytes() * threads).unwrap();
+            let mut selector = Selector::new(most * k, n).unwrap();
+            let mut codes = Codes::new(most, k, 0).unwrap();
+            // The guesses of large batches are too high for those that follow them, and for those with few positive scores.
+            for (round, (rows, scale)) in
+                [(29, 1.0), (29, 100.0), (5, 0.01), (1, 1.0), (29, -1.0), (7, 0.0), (29, 3.0)].into_iter().enumerate()
+            {
+                let inputs: Vec<f32> = numbers(round + 2, rows * d).iter().map(|v| v * scale).collect();
+                let mut all: Vec<(f32, usize, usize)> = Vec::new();
+                for (row, x) in inputs.chunks(d).enumerate() {
+                    for (i, w) in w_enc.chunks(d).enumerate() {
+                        all.push((kernels.dot(w, x) + b_enc[i], row, i));
+                    }
+                }
+                all.retain(|(score, ..)| *score > 0.0);
+                all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
+                all.truncate(k * rows);
+                let smallest = all.last().map(|(score, ..)| *score);
+                all.sort_by_key(|&(_, row, i)| (row, i));
+
+                let slots = Slots::new(memory.as_mut_slice(), plan);
+                let workers = Workers { kernels, pool: &pool, slots: &slots };
+                assert_eq!(selector.select(&workers, &encoder, &inputs, k * rows, &mut codes), smallest, "{round}");
+                let found = codes.used().flat_map(|(row, slots)| slots.map(move |slot| (row, slot)));
+                let found: Vec<_> =
+                    found.map(|(row, slot)| (codes.values[slot], row, codes.indices[slot] as usize)).collect();
+                assert_eq!(found, all, "{round}, {threads} threads");
+            }
+        }
+    }
+}

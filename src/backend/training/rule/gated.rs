@@ -6,7 +6,7 @@
 //! L = ‖x − x̂(z)‖² + λ Σ_i ReLU(u_i) + ‖x − x̂_frozen(ReLU(u))‖²
 //! ```
 //!
-//! where x̂_frozen decodes with the same weights, held constant. With r and r′ what the two leave over,
+//! where x̂_frozen decodes with the same weights (b_dec and a skip path among them), held constant. With r and r′ what the two leave over,
 //!
 //! ```text
 //! g_i = −2 r · W_dec[i]  where z_i > 0           gate_i = −2 r′ · W_dec[i] + λ
