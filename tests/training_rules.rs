@@ -123,14 +123,15 @@ fn gradients_are_those_of_the_losses() {
                 continue;
             }
             let (mut difference, mut size) = (0.0, 0.0);
-            for i in 0..values.len() {
+            assert_eq!(gradients[p].len(), values.len());
+            for (i, gradient) in gradients[p].iter().enumerate() {
                 let loss = |step: f32| {
                     let mut moved = at.clone();
                     moved[p].1[i] += step;
                     evaluate(&shape, &moved).0
                 };
                 let slope = (loss(5e-4) - loss(-5e-4)) / 1e-3;
-                difference += (slope - gradients[p][i]).powi(2);
+                difference += (slope - gradient).powi(2);
                 size += slope * slope;
             }
             let error = (difference / size).sqrt();
