@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 use std::path::Path;
 
-use super::boundary::{boundary, check_flags, count, present, required_text};
+use super::boundary::{array, boundary, check_flags, count, present, required_text};
 use super::convention::sae_convention;
 use super::handle::{Exclusive, Handle, get, put, take_back};
 use super::log::{SAE_LOG_INFO, log};
@@ -557,21 +557,6 @@ fn named<T: Copy>(name: &str, number: i32, known: &[T]) -> Result<T> {
     }
 }
 
-/// The host's numbers; none if there is no pointer.
-///
-/// # Safety
-/// `data` must be NULL or point to `len` numbers that outlive the use of them.
-unsafe fn list<'a, T>(name: &str, data: *const T, len: usize) -> Result<&'a [T]> {
-    if data.is_null() {
-        return Ok(&[]);
-    }
-    if len == 0 || !data.is_aligned() {
-        return fail!(InvalidArgument, "{name}: is given, but misaligned or without n_prefixes");
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { std::slice::from_raw_parts(data, len) })
-}
-
 impl sae_train_options {
     /// # Safety
     /// What the pointers point to must be so.
@@ -579,15 +564,8 @@ impl sae_train_options {
         let flags = SAE_TRAIN_NO_AUX | SAE_TRAIN_NO_EMA | SAE_TRAIN_TRANSCODER | SAE_TRAIN_SKIP;
         check_flags("options.flags", self.flags, flags)?;
         check_flags("options.frozen", self.frozen, FREEZE.iter().map(|(flag, _)| flag).sum())?;
-        let n_prefixes = count("options.n_prefixes", self.n_prefixes)?;
         // SAFETY: the caller's promise.
-        let (sizes, prefix_weights) = unsafe {
-            (
-                list("options.prefixes", self.prefixes, n_prefixes)?,
-                list("options.prefix_weights", self.prefix_weights, n_prefixes)?.to_vec(),
-            )
-        };
-        let prefixes = sizes.iter().map(|size| count("options.prefixes", *size)).collect::<Result<_>>()?;
+        let (prefixes, prefix_weights) = unsafe { self.read_prefixes()? };
         // SAFETY: the caller's promise.
         let (pool, convention) = unsafe {
             (pool_or_serial("options.pool", self.pool)?, sae_convention::read("options.convention", self.convention)?)
@@ -637,6 +615,33 @@ impl sae_train_options {
                 .collect(),
         };
         Ok((options, pool))
+    }
+
+    /// The sizes of the prefixes and their weights; nothing where there is no pointer.
+    ///
+    /// # Safety
+    /// Pointers that are not NULL must point to `n_prefixes` numbers.
+    unsafe fn read_prefixes(&self) -> Result<(Vec<usize>, Vec<f32>)> {
+        let Self { prefixes, prefix_weights, n_prefixes, n_latents, .. } = *self;
+        let (len, none) = (count("options.n_prefixes", n_prefixes)?, prefixes.is_null() && prefix_weights.is_null());
+        // A resumed run's options may leave n_latents out.
+        if n_prefixes > n_latents && n_latents > 0 {
+            return fail!(InvalidArgument, "options.n_prefixes: {len} is more than n_latents, which is {n_latents}");
+        }
+        if none != (len == 0) {
+            let what = if none { "prefixes and prefix_weights are NULL" } else { "it must tell how many are given" };
+            return fail!(InvalidArgument, "options.n_prefixes: is {len}, but {what}");
+        }
+        let given = |pointer_is_null: bool| if pointer_is_null { 0 } else { len };
+        // SAFETY: the caller's promise.
+        let (sizes, weights) = unsafe {
+            (
+                array("options.prefixes", prefixes, given(prefixes.is_null()))?,
+                array("options.prefix_weights", prefix_weights, given(prefix_weights.is_null()))?,
+            )
+        };
+        let sizes = sizes.iter().map(|size| count("options.prefixes", *size)).collect::<Result<_>>()?;
+        Ok((sizes, weights.to_vec()))
     }
 }
 

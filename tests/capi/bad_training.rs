@@ -39,6 +39,7 @@ pub(crate) fn weights(trainer: &Trainer) -> Vec<u32> {
 #[test]
 fn options_are_named() {
     type Spoil = fn(&mut sae_train_options);
+    const NEGATIVE: &[i64] = &[-4, 16];
     let table: &[(sae_status, &str, Spoil)] = &[
         (ARGUMENT, "options.struct_size", |o| o.struct_size = 100),
         (ARGUMENT, "d must be between", |o| o.d = 0),
@@ -67,8 +68,16 @@ fn options_are_named() {
         (ARGUMENT, "options.d_out: -1", |o| o.d_out = -1),
         (ARGUMENT, "skip needs transcoder", |o| o.flags = SAE_TRAIN_SKIP),
         (ARGUMENT, "options.n_prefixes: -3", |o| o.n_prefixes = -3),
-        (ARGUMENT, "options.prefixes: is given, but misaligned", |o| (o.prefixes, o.n_prefixes) = (misaligned(), 2)),
-        (ARGUMENT, "options.prefix_weights: is given", |o| o.prefix_weights = misaligned()),
+        (ARGUMENT, "options.n_prefixes: 17 is more than n_latents, which is 16", |o| o.n_prefixes = 17),
+        (ARGUMENT, "options.n_prefixes: 4611686018427387904 is more", |o| {
+            (o.prefixes, o.n_prefixes) = (misaligned(), 1 << 62);
+        }),
+        (ARGUMENT, "options.n_prefixes: is 2, but prefixes and prefix_weights are NULL", |o| o.n_prefixes = 2),
+        (ARGUMENT, "options.n_prefixes: is 0, but it must tell how many", |o| o.prefix_weights = misaligned()),
+        (ARGUMENT, "options.n_prefixes: is 0, but it must tell how many", |o| o.prefixes = misaligned()),
+        (ARGUMENT, "options.prefixes: 0x", |o| (o.prefixes, o.n_prefixes) = (misaligned(), 2)),
+        (ARGUMENT, "options.prefix_weights: 0x", |o| (o.prefix_weights, o.n_prefixes) = (misaligned(), 2)),
+        (ARGUMENT, "options.prefixes: -4", |o| (o.prefixes, o.n_prefixes) = (NEGATIVE.as_ptr(), 2)),
         (ARGUMENT, "resample_every is given beside AuxK", |o| o.resample_every = 5),
         (ARGUMENT, "options.pool: 0x", |o| o.pool = misaligned()),
         (ARGUMENT, "options.convention: 0x", |o| o.convention = misaligned()),
