@@ -5,7 +5,9 @@
 mod runs;
 
 use half::{bf16, f16};
-use runs::{D, N, Spoil, activations, bits, both_exports, noise, options, overflow, refused, started, view};
+use runs::{
+    D, N, RECIPES, Spoil, activations, bits, both_exports, noise, of, options, overflow, refused, started, view,
+};
 use sae::Status;
 use sae::backend::cpu::{Kernels, training::CpuTraining};
 use sae::backend::training::{LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape};
@@ -350,13 +352,18 @@ fn sums_are_rounded_as_the_host_does() {
 
 #[test]
 fn the_start_does_not_depend_on_the_batch_size() {
-    let start = |max_batch_tokens| {
-        let trainer = started(&TrainOptions { max_batch_tokens, ..options() }, Pool::serial());
-        bits(&trainer.export(Export::Weights).unwrap())
-    };
-    let whole = start(256);
-    for most in [1, 7, 64, 255, 10_000] {
-        assert!(whole == start(most), "{most}");
+    let row = activations(2, 1);
+    for recipe in RECIPES {
+        // The smallest batch there is, as some recipes have nothing to export before it.
+        let start = |max_batch_tokens| {
+            let mut trainer = started(&TrainOptions { max_batch_tokens, ..of(recipe) }, Pool::serial());
+            let stats = trainer.step(&view(&row).into()).unwrap();
+            (stats, bits(&trainer.export(Export::Weights).unwrap()))
+        };
+        let whole = start(256);
+        for most in [1, 7, 64, 255, 10_000] {
+            assert!(whole == start(most), "{recipe:?}, {most}");
+        }
     }
 }
 

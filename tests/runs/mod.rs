@@ -6,7 +6,7 @@ use sae::Error;
 use sae::backend::Pool;
 use sae::sae::Sae;
 use sae::tensor::Tensor;
-use sae::training::{Batch, Export, TrainOptions, Trainer};
+use sae::training::{Batch, Export, Recipe, TrainOptions, Trainer};
 
 pub(crate) const D: usize = 24;
 pub(crate) const N: usize = 96;
@@ -23,6 +23,25 @@ pub(crate) fn options() -> TrainOptions {
         seed: 5,
         max_batch_tokens: 64,
         ..TrainOptions::default()
+    }
+}
+
+pub(crate) const RECIPES: [Recipe; 8] = [
+    Recipe::TopK,
+    Recipe::MultiTopK,
+    Recipe::BatchTopK,
+    Recipe::Matryoshka,
+    Recipe::AbsTopK,
+    Recipe::Relu,
+    Recipe::JumpRelu,
+    Recipe::Gated,
+];
+
+/// The same run by another recipe.
+pub(crate) fn of(recipe: Recipe) -> TrainOptions {
+    match recipe {
+        Recipe::Relu | Recipe::JumpRelu | Recipe::Gated => TrainOptions { recipe, k: 0, k_aux: 0, ..options() },
+        _ => TrainOptions { recipe, ..options() },
     }
 }
 

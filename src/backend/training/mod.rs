@@ -256,8 +256,8 @@ pub trait Training: Send {
     /// Starts dead latents anew from the tokens of the last batch, which was computed before the last step; tells how many.
     fn resample(&mut self, how: &mut Resampling<'_>) -> Result<usize>;
 
-    /// `‖Σ z_i W_dec[i]‖` of each of `rows` `[R, d]`, already centred, into `norms` `[R]`, where `k` latents are kept; R is at
-    /// most the shape's tokens.
+    /// `‖Σ z_i W_dec[i]‖` of each of `rows` `[R, d]`, already centred, into `norms` `[R]`, where `k` latents of each are kept,
+    /// also by rules whose rows compete; R is at most the shape's tokens.
     fn reconstruction_norms(&mut self, rows: &[f32], k: usize, norms: &mut [f64]) -> Result<()>;
 
     /// Copies a tensor of the run out.

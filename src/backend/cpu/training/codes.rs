@@ -30,18 +30,23 @@ impl Codes {
     /// For rows with spans of `width` slots each, with `extra` numbers more for each slot.
     pub(super) fn new(max_rows: usize, width: usize, extra: usize) -> Result<Self> {
         let slots = max_rows.saturating_mul(width);
-        let mut starts = Array::<u32>::zeroed(max_rows + 1)?;
-        starts.iter_mut().enumerate().for_each(|(row, start)| *start = (row * width) as u32);
-        Ok(Self {
+        let mut codes = Self {
             rows: 0,
-            starts,
+            starts: Array::zeroed(max_rows + 1)?,
             counts: Array::zeroed(max_rows)?,
             indices: Array::zeroed(slots)?,
             values: Array::zeroed(slots)?,
             pulls: Array::zeroed(slots)?,
             extras: Array::zeroed(slots.saturating_mul(extra))?,
             extra,
-        })
+        };
+        codes.spread(width);
+        Ok(codes)
+    }
+
+    /// Gives each row a span of `width` slots.
+    pub(super) fn spread(&mut self, width: usize) {
+        self.starts.iter_mut().enumerate().for_each(|(row, start)| *start = (row * width) as u32);
     }
 
     /// The slots in use, row by row.

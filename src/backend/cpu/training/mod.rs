@@ -219,10 +219,14 @@ impl Training for CpuTraining {
         let State { weights, derived, int8, .. } = &self.state;
         let now = Current { weights, derived, int8: int8.as_ref() };
         let all = problem(&self.shape, now, k, 0.0, 0.0);
+        // Rows that competed would leave their norms to chance, and to how many are gone through together.
+        if self.selector.is_some() {
+            self.main.codes_mut().spread(k);
+        }
         let blocks = rows.chunks(self.rows * d).zip(zeros.chunks(self.rows * d_out)).zip(norms.chunks_mut(self.rows));
         for ((inputs, targets), norms) in blocks {
             let problem = Problem { inputs, targets, ..all };
-            fit(&workers, &problem, k, &mut self.main, self.selector.as_mut());
+            fit(&workers, &problem, k, &mut self.main, None);
             norms.iter_mut().zip(self.main.squares()).for_each(|(to, square)| *to = square.sqrt());
         }
         Ok(())
