@@ -12,9 +12,9 @@ use sae::Status;
 use sae::backend::cpu::{Kernels, training::CpuTraining};
 use sae::backend::training::{LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape};
 use sae::backend::{Input, Pool};
-use sae::sae::{HookPoint, Matrix, Normalization, Sae, Spec, Weights};
+use sae::sae::{Architecture, HookPoint, Matrix, Normalization, Sae, Spec, Weights};
 use sae::tensor::Tensor;
-use sae::training::{Batch, Export, StepStats, TrainOptions, Trainer};
+use sae::training::{Batch, Export, Recipe, StepStats, TrainOptions, Trainer};
 
 fn distance(a: &Sae, b: &Sae) -> f64 {
     let (a, b) = (bits(a), bits(b));
@@ -514,4 +514,72 @@ fn sums_of_gradients_may_be_large_where_their_means_are_not() {
     let mut after = vec![0.0; N * D];
     backend.read(Role::Weight, Parameter::WEnc, &mut after).unwrap();
     assert_eq!(after, weights);
+}
+
+/// A start whose codes are far too long, so that what they leave of a large token has no square within f32.
+fn overshooting(recipe: Recipe) -> Trainer {
+    let options = of(recipe);
+    let w_dec: Vec<f32> = (0..N * D).map(|i| noise(3, i)).collect();
+    let w_enc: Vec<f32> = w_dec.iter().map(|w| 3.0 * w).collect();
+    let matrix = |values: &[f32]| Matrix::from_f32(values, N, D).unwrap();
+    let weights = Weights::new(matrix(&w_enc), vec![0.0; N], matrix(&w_dec), vec![0.0; D]);
+    let sae = Sae::new(Spec::new(Architecture::TopK { k: 6 }, D, N), weights).unwrap();
+    let mut trainer = Trainer::new(&options, Pool::serial()).unwrap();
+    trainer.warm_start(&sae, &view(&activations(1, 300))).unwrap();
+    trainer
+}
+
+#[test]
+fn what_overflows_spoils_no_measurement() {
+    let dir = tempfile::tempdir().unwrap();
+    let healthy = activations(2, 50);
+    let mut large = healthy.clone();
+    large[..D].fill(3.7e18);
+    for recipe in [Recipe::TopK, Recipe::BatchTopK, Recipe::Relu] {
+        let mut trainer = overshooting(recipe);
+        trainer.step(&view(&healthy).into()).unwrap();
+        let before = trainer.progress().unwrap().clone();
+        // Alone and as part of a sum that is dropped together with healthy calls before it.
+        for accumulated in [false, true] {
+            if accumulated {
+                trainer.step(&Batch { accumulate: true, ..view(&healthy).into() }).unwrap();
+                let pending = trainer.progress().unwrap();
+                assert!(pending.reference.fvu != before.reference.fvu, "{recipe:?}");
+            }
+            let large = Batch { accumulate: true, ..view(&large).into() };
+            let stats = trainer.step(&large).unwrap();
+            assert!(!stats.fvu.is_finite() && stats.tokens == 50, "{recipe:?}: {stats:?}");
+            let measured = trainer.progress().unwrap().reference;
+            assert!(measured.fvu.is_some_and(f64::is_finite), "{recipe:?}: {measured:?}");
+            let exported = trainer.export(Export::Weights).unwrap();
+            assert_eq!(exported.spec().convention.reference.unwrap().fvu, measured.fvu, "{recipe:?}");
+            // Until the sum itself goes beyond f32, and with it the gradient.
+            let error = (0..100).find_map(|_| {
+                (0..20).for_each(|_| drop(trainer.step(&large)));
+                trainer.step(&view(&healthy).into()).err()
+            });
+            let error = error.expect("a gradient that is not finite");
+            assert_eq!(error.status(), Status::NotFinite, "{recipe:?}: {error}");
+            println!("{recipe:?} {accumulated} {:?}", trainer.progress());
+            trainer.save(dir.path()).unwrap();
+            let resumed = Trainer::resume(dir.path(), &TrainOptions::default(), Pool::serial()).unwrap();
+            assert_eq!(resumed.progress(), trainer.progress(), "{recipe:?}");
+        }
+    }
+}
+
+#[test]
+fn a_threshold_that_nothing_has_measured_is_not_exported() {
+    for recipe in [Recipe::BatchTopK, Recipe::Matryoshka] {
+        let mut trainer = started(&of(recipe), Pool::serial());
+        let error = trainer.export(Export::Weights).err().expect("a refusal");
+        assert!(error.status() == Status::BadState && error.message().contains("call step first"), "{error}");
+        trainer.step(&view(&activations(2, 50)).into()).unwrap();
+        let first = trainer.export(Export::Weights).unwrap();
+        assert!(first.weights().threshold.as_ref().unwrap().iter().all(|theta| *theta > 0.0));
+        // Nor are the thresholds of an SAE that it starts from taken for its own.
+        let mut again = Trainer::new(&of(recipe), Pool::serial()).unwrap();
+        again.warm_start(&first, &view(&activations(1, 300))).unwrap();
+        assert_eq!(again.export(Export::Weights).err().expect("a refusal").status(), Status::BadState);
+    }
 }

@@ -100,8 +100,16 @@ fn contradicting_options_and_broken_checkpoints_are_refused() {
         ("pending_tokens", serde_json::json!(51)),
         ("normalizer", serde_json::json!(0.0)),
         ("normalizer", serde_json::json!(-1.0)),
+        ("input scale", serde_json::json!({ "input": 0.0, "output": 1.0 })),
+        ("input scale", serde_json::json!({ "input": -1.0, "output": 1.0 })),
+        ("output scale", serde_json::json!({ "input": 1.0, "output": 0.0 })),
+        ("threshold", serde_json::json!({ "sum": 1e300, "weight": 0.5 })),
+        ("threshold", serde_json::json!({ "sum": -1.0, "weight": 0.5 })),
+        ("threshold", serde_json::json!({ "sum": 1.0, "weight": 1.5 })),
+        ("threshold", serde_json::json!({ "sum": 1.0, "weight": -0.5 })),
     ] {
-        std::fs::write(&file, with_progress(&sound, name, value.clone())).unwrap();
+        let field = if name.ends_with("scale") { "scales" } else { name };
+        std::fs::write(&file, with_progress(&sound, field, value.clone())).unwrap();
         let error = refused(resume(&TrainOptions::default()));
         assert_eq!(error.status(), Status::Format, "{name} {value}: {error}");
         // What is not even a count is refused by the JSON's reader, which names it differently.

@@ -226,6 +226,15 @@ impl Stored {
         if !(progress.normalizer > 0.0 && progress.normalizer.is_finite()) {
             return Err(broken(format!("its normalizer is {}", progress.normalizer)));
         }
+        for (name, scale) in [("input", progress.scales.input), ("output", progress.scales.output)] {
+            if !(scale > 0.0 && scale.is_finite()) {
+                return Err(broken(format!("its {name} scale is {scale}, not a positive number")));
+            }
+        }
+        let thresholds = [Some(progress.threshold), progress.before.map(|(_, threshold)| threshold)];
+        if let Some(threshold) = thresholds.into_iter().flatten().find(|threshold| !threshold.is_sound()) {
+            return Err(broken(format!("its threshold is {threshold:?}: no average of positive numbers")));
+        }
         let Progress { step, rows_given, tokens_seen, pending_tokens, .. } = *progress;
         let counts = [
             ("rows_given", rows_given, "2^63", MAX_COUNT),

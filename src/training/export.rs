@@ -22,6 +22,14 @@ pub(super) fn export(options: &TrainOptions, progress: &Progress, backend: &dyn 
             (Role::Ema, 1.0 / (1.0 - decay.powf(progress.step as f64)))
         }
     };
+    let threshold = progress.threshold.value();
+    if options.recipe.competes_over_batch() && threshold.is_none() {
+        return fail!(
+            BadState,
+            "recipe {} exports the threshold that batches measure, and none with an active latent was seen yet; call step first",
+            options.recipe.name()
+        );
+    }
     let (shape, n) = (options.shape(), options.n_latents);
     let (d, d_out) = (shape.d, shape.d_out);
     let (input, output) = (f64::from(progress.scales.input), f64::from(progress.scales.output));
@@ -67,8 +75,8 @@ pub(super) fn export(options: &TrainOptions, progress: &Progress, backend: &dyn 
         let (r_mag, b_gate) = (vector(Parameter::RMag, 1.0)?, vector(Parameter::BGate, 1.0 / output)?);
         weights.gate = Some(Gate { r_mag, b_gate });
     }
-    if options.recipe.competes_over_batch() {
-        weights.threshold = Some(try_vec((f64::from(progress.threshold.value()) / output) as f32, n)?);
+    if let Some(threshold) = threshold {
+        weights.threshold = Some(try_vec((f64::from(threshold) / output) as f32, n)?);
     }
     let mut spec = options.spec();
     // What is measured of normalised rows is not what others would measure of the inputs.

@@ -96,7 +96,7 @@ impl Recipe {
     }
 
     /// Whether an SAE of this architecture is a start for it. Thresholds of a JumpReLU SAE are dropped where latents compete,
-    /// and found anew.
+    /// and found anew from the first batch on; before it nothing can be exported.
     pub(super) fn starts_from(self, architecture: Architecture) -> bool {
         match architecture {
             Architecture::TopK { .. } | Architecture::Relu => self != Self::Gated,

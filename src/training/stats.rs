@@ -70,6 +70,9 @@ pub struct Progress {
     /// The smallest activation that batches kept, averaged, where tokens compete.
     #[serde(default)]
     pub threshold: Threshold,
+    /// What the two measured before the calls whose gradients wait for the next step, should that drop them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) before: Option<(Reference, Threshold)>,
 }
 
 /// By what activations are multiplied before anything else, and what is exported is not.
@@ -108,29 +111,53 @@ impl Threshold {
         self.weight = KEEP * self.weight + (1.0 - KEEP);
     }
 
-    /// The average; 0 before the first batch.
-    pub fn value(&self) -> f32 {
-        if self.weight > 0.0 { (self.sum / self.weight) as f32 } else { 0.0 }
+    /// The average; none before the first batch with an active latent.
+    pub fn value(&self) -> Option<f32> {
+        (self.weight > 0.0).then(|| (self.sum / self.weight) as f32)
+    }
+
+    /// Whether it can be one.
+    pub(super) fn is_sound(&self) -> bool {
+        (0.0..=1.0).contains(&self.weight) && self.sum >= 0.0 && self.value().unwrap_or(0.0).is_finite()
     }
 }
 
 impl Progress {
     pub(super) fn start(normalizer: f64, scales: Scales, reference: Reference) -> Self {
-        let threshold = Threshold::default();
-        Self { step: 0, rows_given: 0, tokens_seen: 0, pending_tokens: 0, normalizer, reference, scales, threshold }
+        Self {
+            step: 0,
+            rows_given: 0,
+            tokens_seen: 0,
+            pending_tokens: 0,
+            normalizer,
+            reference,
+            scales,
+            threshold: Threshold::default(),
+            before: None,
+        }
     }
 
     /// Takes in the FVU and L0 of a call: they become the moving averages over about the last 20 of the calls. And the
-    /// smallest activation it kept, if there is such.
+    /// smallest activation it kept, if there is such. What is not finite says nothing of healthy inputs and is left out.
     pub(super) fn observe(&mut self, stats: &StepStats, smallest: Option<f32>) {
         if stats.tokens == 0 {
             return;
         }
-        if let Some(smallest) = smallest {
+        self.before.get_or_insert((self.reference, self.threshold));
+        if let Some(smallest) = smallest.filter(|smallest| smallest.is_finite()) {
             self.threshold.take_in(smallest);
         }
-        let moved = |average: Option<f64>, value: f64| Some(average.map_or(value, |a| a + MOVE * (value - a)));
-        self.reference.fvu = moved(self.reference.fvu, stats.fvu);
-        self.reference.l0 = moved(self.reference.l0, stats.l0);
+        for (average, value) in [(&mut self.reference.fvu, stats.fvu), (&mut self.reference.l0, stats.l0)] {
+            if value.is_finite() {
+                *average = Some(average.map_or(value, |a| a + MOVE * (value - a)));
+            }
+        }
+    }
+
+    /// What was observed since the last step stays, if the next was made with it; else it is forgotten.
+    pub(super) fn settle(&mut self, accepted: bool) {
+        if let Some(before) = self.before.take().filter(|_| !accepted) {
+            (self.reference, self.threshold) = before;
+        }
     }
 }

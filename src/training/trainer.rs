@@ -194,8 +194,8 @@ impl Trainer {
 
     /// Trains on a batch of at most `max_batch_tokens` rows. A call that is refused changes nothing. Should the gradient
     /// not be finite ([`Status::NotFinite`](crate::Status::NotFinite)), it is dropped, with all that was accumulated, and
-    /// weights, optimizer and moving average stay as they are; but the batch counts as given and seen, also for latents
-    /// that did not fire.
+    /// weights, optimizer and moving average stay as they are, and so does what was measured; but the batch counts as given
+    /// and seen, also for latents that did not fire.
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<StepStats> {
         let rows = self.check_batch(batch)?;
         let Some(progress) = &mut self.progress else {
@@ -230,6 +230,7 @@ impl Trainer {
             ema_decay: f64::from(self.options.ema_decay),
         };
         stats.grad_norm = self.backend.apply(&step)?;
+        progress.settle(stats.grad_norm.is_finite());
         if !stats.grad_norm.is_finite() {
             return fail!(
                 NotFinite,
