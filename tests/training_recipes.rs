@@ -222,7 +222,7 @@ fn each_part_of_a_loss_is_seen() {
         ("jump_relu", "the penalty", |o| o.sparsity_coefficient = 0.15),
         ("jump_relu", "the bandwidth", |o| o.bandwidth = 0.4),
         ("jump_relu_tanh", "the kind of penalty", |o| o.penalty = Penalty::Step),
-        ("jump_relu_quadratic", "the target", |o| o.target_l0 = 5.0),
+        ("jump_relu_quadratic", "the target", |o| o.target_l0 = 4.0),
         ("transcoder", "AuxK", |o| o.no_aux = true),
         ("skip_transcoder", "what is frozen", |o| o.frozen = vec![Parameter::WSkip, Parameter::BDec]),
         ("gated", "the penalty", |o| o.sparsity_coefficient = 0.15),

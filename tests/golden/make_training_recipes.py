@@ -58,7 +58,7 @@ def start(recipe: str) -> dict[str, torch.Tensor]:
             weights["W_skip"] = 0.1 * draw(D_OUT, D)
     uniform = lambda low, high: low + (high - low) * torch.rand(N, dtype=F64, generator=generator)
     if recipe.startswith("jump_relu"):
-        weights["threshold"] = uniform(0.26, 0.6)
+        weights["threshold"] = uniform(0.01, 0.6)  # half of them so small that scores below 0 are near
     elif recipe == "gated":
         weights |= {"r_mag": uniform(-0.3, 0.3), "b_gate": uniform(-0.3, 0.1), "b_enc": uniform(-0.5, 0.1)}
     weights = {name: value.float().double() for name, value in weights.items()}
@@ -138,7 +138,7 @@ def relu(b: Batch):
 
 
 class Estimated(torch.autograd.Function):
-    """JumpReLU or the step, whose gradient by the threshold is estimated from the positive scores near it."""
+    """JumpReLU or the step, whose gradient by the threshold is estimated from the scores near it."""
 
     @staticmethod
     def forward(context, h, threshold, step):
@@ -149,15 +149,14 @@ class Estimated(torch.autograd.Function):
     @staticmethod
     def backward(context, g):
         h, threshold = context.saved_tensors
-        near = ((h > 0) & ((h - threshold).abs() < BANDWIDTH / 2)) / BANDWIDTH * g
+        near = ((h - threshold).abs() < BANDWIDTH / 2) / BANDWIDTH * g
         by_h = torch.zeros_like(h) if context.step else (h > threshold) * g
         return by_h, -(near if context.step else threshold * near).sum(0), None
 
 
 def jump_relu(b: Batch, penalty: str = "step"):
-    h = torch.relu(b.h)
-    z = Estimated.apply(h, b.w["threshold"], False)
-    l0 = Estimated.apply(h, b.w["threshold"], True).sum(1)
+    z = Estimated.apply(b.h, b.w["threshold"], False)
+    l0 = Estimated.apply(b.h, b.w["threshold"], True).sum(1)
     if penalty == "tanh":
         s = torch.tanh(TANH_SCALE * z * b.w["W_dec"].norm(dim=1)).sum(1)
     else:

@@ -23,7 +23,7 @@ pub(super) enum Activation<'a> {
     Score,
     /// They are the scores, which are all positive, and their sum has this coefficient.
     Relu { coefficient: f32 },
-    /// They are the scores beyond a threshold.
+    /// They are the scores beyond a threshold; the encoder gives these raised by [`JumpRelu::lift`].
     JumpRelu { rule: &'a JumpRelu, threshold: &'a [f32], coefficient: f32 },
     /// The scores say only that a gate is open.
     Gated(Gates<'a>),
@@ -59,7 +59,12 @@ impl Activation<'_> {
         let latents = values.iter_mut().zip(indices.iter().map(|&latent| latent as usize));
         match self {
             Self::Score | Self::Relu { .. } => {}
-            Self::JumpRelu { threshold, .. } => latents.for_each(|(z, i)| *z = JumpRelu::activate(*z, threshold[i])),
+            Self::JumpRelu { rule, threshold, .. } => {
+                for ((z, i), score) in latents.zip(extras.iter_mut()) {
+                    *score -= rule.lift(threshold[i]);
+                    *z = JumpRelu::activate(*score, threshold[i]);
+                }
+            }
             Self::Gated(Gates { gains, b_gate, b_enc, .. }) => latents.for_each(|(z, i)| {
                 *z = gated::magnitude(*z, gains[i], b_gate[i], b_enc[i]).max(0.0);
             }),

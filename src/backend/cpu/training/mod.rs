@@ -297,7 +297,8 @@ fn problem<'a>(shape: &'a TrainingShape, now: Current<'a>, k: usize, pull: f64, 
         Rule::Relu => (encoder, Activation::Relu { coefficient }),
         Rule::JumpRelu(rule) => {
             let threshold = &weights.threshold;
-            let near = Encoder { threshold: Some(derived), ..encoder };
+            let (floors, raised) = derived.split_at(shape.n_latents);
+            let near = Encoder { threshold: Some(floors), b_enc: raised, ..encoder };
             (near, Activation::JumpRelu { rule, threshold, coefficient })
         }
         Rule::Gated => {
@@ -335,7 +336,11 @@ fn derive(shape: &TrainingShape, state: &mut State) {
     let State { weights, derived, .. } = state;
     match &shape.rule {
         Rule::JumpRelu(rule) => {
-            derived.iter_mut().zip(&*weights.threshold).for_each(|(floor, theta)| *floor = rule.floor(*theta));
+            let (floors, raised) = derived.split_at_mut(shape.n_latents);
+            for (i, (floor, raised)) in floors.iter_mut().zip(raised).enumerate() {
+                let theta = weights.threshold[i];
+                (*floor, *raised) = (rule.floor(theta), weights.b_enc[i] + rule.lift(theta));
+            }
         }
         Rule::Gated => derived.iter_mut().zip(&*weights.r_mag).for_each(|(gain, r)| *gain = libm::expf(*r)),
         Rule::TopK | Rule::MultiTopK | Rule::AbsTopK | Rule::BatchTopK { .. } | Rule::Relu => {}

@@ -1,6 +1,6 @@
 //! The numbers of a run in the processor's memory.
 
-use crate::backend::training::{Parameter, TrainingShape};
+use crate::backend::training::{Parameter, Rule, TrainingShape};
 use crate::error::Result;
 use crate::sae::int8::Int8Rows;
 use crate::tensor::Array;
@@ -114,7 +114,8 @@ pub(super) struct State {
     pub first_moment: Parameters,
     pub second_moment: Parameters,
     pub ema: Option<Parameters>,
-    /// `[n]`, if the rule has such: the scores below which JumpReLU's play no part, or `exp(r_mag)`.
+    /// If the rule has such. JumpReLU's `[2, n]`: what scores must exceed to play a part, and b_enc raised so that these are
+    /// positive. Gated's `[n]`: `exp(r_mag)`.
     pub derived: Array<f32>,
     /// W_enc as bytes, at all times the same rows, if scores are bounded first.
     pub int8: Option<Int8Rows>,
@@ -146,7 +147,11 @@ impl State {
             first_moment: Parameters::zeroed(shape)?,
             second_moment: Parameters::zeroed(shape)?,
             ema: shape.ema.then(|| Parameters::zeroed(shape)).transpose()?,
-            derived: Array::zeroed(if shape.rule.parameters().is_empty() { 0 } else { shape.n_latents })?,
+            derived: Array::zeroed(match shape.rule {
+                Rule::JumpRelu(_) => shape.n_latents.saturating_mul(2),
+                Rule::Gated => shape.n_latents,
+                _ => 0,
+            })?,
             int8: None,
             gradient: Gradient::zeroed(shape)?,
             unfired: Array::zeroed(shape.n_latents)?,

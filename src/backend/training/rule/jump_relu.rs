@@ -1,9 +1,9 @@
 //! JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435, sections 3 and 4), with a threshold θ for each latent:
 //!
 //! ```text
-//! z = h · 1[h > θ],  where h > 0        L = ‖x − x̂‖² + λ S
+//! z = h · 1[h > θ]                     L = ‖x − x̂‖² + λ S
 //! step       S = l₀ = Σ_i 1[h_i > θ_i]
-//! quadratic  S = 2/L₀ · (l₀ − L₀)²                        a target number of active latents for each token
+//! quadratic  S = 2/L₀ · (l₀ − L₀)²                        a target number for each token; SAELens, after Gemma Scope 2
 //! tanh       S = Σ_i tanh(4 z_i ‖W_dec[i]‖)               Conerly et al., "January 2025 update"
 //! ```
 //!
@@ -14,9 +14,10 @@
 //! ∂L/∂θ_i = −(θ_i/ε) · 1[|h_i − θ_i| < ε/2] · g_i − (λ/ε) · 1[|h_i − θ_i| < ε/2] · ∂S/∂l₀       ∂L/∂h_i = g_i  where h_i > θ_i
 //! ```
 //!
-//! The paper trains log θ. Here θ itself is trained and held at 0 or more after each step, as SAELens and dictionary_learning do:
-//! a step of Adam moves a parameter by about the learning rate, which in the logarithm is too little for runs of usual length.
-//! A score of 0 or less has no part in any gradient, wherever θ is.
+//! The paper trains log θ. Here θ itself is trained and held at 0 or more after each step, as SAELens does (dictionary_learning
+//! trains θ too, but does not hold it): a step of Adam moves a parameter by about the learning rate, which in the logarithm is
+//! too little for runs of usual length. Near a θ below ε/2 lie scores of 0 or less too, which pull at θ like others. That is as
+//! in SAELens with `jumprelu_ste_to_input` false; dictionary_learning counts l₀ after the jump, where what is inactive is 0.
 
 /// What holds activations down.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,9 +46,14 @@ pub struct JumpRelu {
 const TANH_SCALE: f32 = 4.0;
 
 impl JumpRelu {
-    /// Scores that do not exceed this play no part.
+    /// Scores that do not exceed this play no part, once they are raised by [`Self::lift`].
     pub(crate) fn floor(&self, threshold: f32) -> f32 {
-        threshold - self.bandwidth / 2.0
+        (threshold - self.bandwidth / 2.0).max(0.0)
+    }
+
+    /// By what scores are raised so that all that play a part are positive.
+    pub(crate) fn lift(&self, threshold: f32) -> f32 {
+        (self.bandwidth / 2.0 - threshold).max(0.0)
     }
 
     /// z.
@@ -78,7 +84,7 @@ impl JumpRelu {
             }
             Penalty::Step | Penalty::Quadratic { .. } => by_z,
         };
-        // What is listed lies above the floor.
+        // What is listed lies above θ − ε/2.
         let near = score - threshold < self.bandwidth / 2.0;
         let by_threshold = if near { -(threshold * by_z + slope) / self.bandwidth } else { 0.0 };
         (if active { by_z } else { 0.0 }, by_threshold)
