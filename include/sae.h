@@ -1126,7 +1126,8 @@ void sae_report_free(sae_report *report);
 
 /// Keep the gradients and make no step; the next call without it makes one with the mean over all tokens since. The auxiliary
 /// loss is a ratio of each call's own tokens, weighted by their number, and a latent may die or fire between calls: with it,
-/// accumulated calls are close to one large batch, not equal to it.
+/// accumulated calls are close to one large batch, not equal to it. `SAE_RECIPE_BATCH_TOP_K` and `SAE_RECIPE_MATRYOSHKA` let
+/// tokens compete within one call alone, and resampling sees the last call's tokens alone.
 #define SAE_BATCH_ACCUMULATE 1
 
 /// The weights of the last step.

@@ -1,7 +1,8 @@
-//! Training a TopK SAE from activations as they flow by: "Scaling and evaluating sparse autoencoders" (Gao et al. 2024,
-//! arXiv 2406.04093), sections 2.1 to 2.4 and appendix A.
+//! Training SAEs and transcoders from activations as they flow by. Each [`Recipe`] has its loss and gradient where
+//! [`backend::training::Rule`](crate::backend::training::Rule) has it; what they share is told here of the plainest, TopK:
+//! "Scaling and evaluating sparse autoencoders" (Gao et al. 2024, arXiv 2406.04093), sections 2.1 to 2.4 and appendix A.
 //!
-//! What is minimised, over the tokens of a batch (`x` normalised first if the options say so):
+//! What it minimises, over the tokens of a batch (`x` normalised first if the options say so):
 //!
 //! ```text
 //! h = W_enc (x − b_dec) + b_enc          z = ReLU(the k largest of h)          x̂ = Σ z_i W_dec[i] + b_dec
@@ -21,7 +22,8 @@
 //!
 //! Accumulated calls add up their tokens' gradients, and the step takes the mean over all of them. AuxK's ratio is of each
 //! call's own tokens, weighted by their number, with the latents dead at that call: with AuxK, accumulation is close to one
-//! large batch, without it the same but for rounding.
+//! large batch, without it the same but for rounding. BatchTopK and Matryoshka go further apart: latents of all tokens compete
+//! within one call, never between accumulated ones. Resampling draws from the last call's tokens alone.
 //!
 //! The same options, data and order give the same bits on any number of threads.
 

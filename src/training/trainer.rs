@@ -272,7 +272,7 @@ impl Trainer {
     }
 
     /// Saves everything needed to go on to the same bits into a folder, atomically: whatever happens, the folder holds
-    /// the last complete checkpoint. Random numbers are drawn at the start only, so the seed is all there is of them.
+    /// the last complete checkpoint. Random numbers follow from the seed and the step, so nothing more is kept of them.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let Some(progress) = &self.progress else {
             return fail!(BadState, "the run is not started, so there is nothing to save");
