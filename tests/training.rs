@@ -44,6 +44,20 @@ fn a_run_learns_and_tells_what_it_did() {
 }
 
 #[test]
+fn every_recipe_learns_from_a_random_start() {
+    for recipe in RECIPES {
+        // Coefficients are meant for thousands of dimensions; here they would have nothing reconstructed.
+        let sparsity_coefficient = if of(recipe).k == 0 { 0.1 } else { 0.0 };
+        let mut trainer = started(&TrainOptions { sparsity_coefficient, ..of(recipe) }, Pool::serial());
+        let stats: Vec<_> = (2..52).map(|seed| trainer.step(&view(&activations(seed, 64)).into()).unwrap()).collect();
+        let mean = |stats: &[StepStats]| stats.iter().map(|s| s.fvu).sum::<f64>() / stats.len() as f64;
+        let (first, last) = (mean(&stats[..5]), mean(&stats[45..]));
+        println!("{recipe:?}: {first} to {last}");
+        assert!(last < 0.9 * first, "{recipe:?}: {first} to {last}");
+    }
+}
+
+#[test]
 fn the_start_is_tied_scaled_and_centred() {
     let trainer = started(&options(), Pool::serial());
     let sae = trainer.export(Export::Weights).unwrap();

@@ -6,11 +6,11 @@ mod runs;
 
 use std::path::Path;
 
-use runs::{Spoil, activations, both_exports, options, overflow, refused, started, view};
+use runs::{Spoil, activations, both_exports, of, options, overflow, refused, started, view};
 use sae::Status;
 use sae::backend::Pool;
 use sae::sae::Normalization;
-use sae::training::{Batch, TrainOptions, Trainer};
+use sae::training::{Batch, Parameter, Penalty, Recipe, Scaling, TrainOptions, Trainer};
 
 #[test]
 fn a_resumed_run_has_the_same_bits() {
@@ -40,6 +40,39 @@ fn a_resumed_run_has_the_same_bits() {
     }
     assert_eq!(both_exports(&unbroken), both_exports(&resumed));
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left in the folder");
+}
+
+#[test]
+fn a_run_resumes_with_scales_and_while_k_and_penalties_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let annealing = |recipe, k_start| TrainOptions { k_start, k_anneal_steps: 16, ..of(recipe) };
+    let warming = |recipe| TrainOptions { sparsity_warmup_steps: 16, ..of(recipe) };
+    for options in [
+        TrainOptions { scaling: Scaling::UnitSquare, ..annealing(Recipe::TopK, 20) },
+        TrainOptions { scaling: Scaling::RootWidth, ..annealing(Recipe::BatchTopK, 20) },
+        TrainOptions { scaling: Scaling::UnitSquare, ..annealing(Recipe::Matryoshka, 2) },
+        TrainOptions { scaling: Scaling::UnitSquare, ..annealing(Recipe::MultiTopK, 12) },
+        warming(Recipe::Relu),
+        warming(Recipe::JumpRelu),
+        TrainOptions { scaling: Scaling::UnitSquare, ..warming(Recipe::Gated) },
+    ] {
+        let recipe = options.recipe;
+        let step = |trainer: &mut Trainer, seed| trainer.step(&view(&activations(seed, 50)).into()).unwrap();
+        let mut unbroken = started(&options, Pool::serial());
+        let scales = unbroken.progress().unwrap().scales;
+        assert!(scales.input != 1.0 && scales.output == scales.input, "{recipe:?}: {scales:?}");
+        let early: Vec<_> = (2..10).map(|seed| step(&mut unbroken, seed)).collect();
+        unbroken.save(dir.path()).unwrap();
+        let late: Vec<_> = (10..30).map(|seed| step(&mut unbroken, seed)).collect();
+        // Something was changing when it was saved.
+        let changes = if options.k > 0 { late[19].l0 != early[7].l0 } else { late[0].sparsity > early[0].sparsity };
+        assert!(changes, "{recipe:?}: {early:?} {late:?}");
+        let mut resumed = Trainer::resume(dir.path(), &TrainOptions::default(), Pool::new(2).unwrap()).unwrap();
+        let again: Vec<_> = (10..30).map(|seed| step(&mut resumed, seed)).collect();
+        assert_eq!(again, late, "{recipe:?}");
+        assert_eq!(resumed.progress(), unbroken.progress(), "{recipe:?}");
+        assert_eq!(both_exports(&resumed), both_exports(&unbroken), "{recipe:?}");
+    }
 }
 
 #[test]
@@ -134,7 +167,7 @@ fn with_progress(checkpoint: &[u8], field: &str, value: serde_json::Value) -> Ve
 }
 
 /// Values that contradict [`options`].
-fn spoils() -> [(&'static str, Spoil); 20] {
+fn spoils() -> [(&'static str, Spoil); 37] {
     [
         ("d is", |o| o.d = 25),
         ("n_latents", |o| o.n_latents = 97),
@@ -156,6 +189,23 @@ fn spoils() -> [(&'static str, Spoil); 20] {
         ("seed", |o| o.seed = 6),
         ("normalization", |o| o.normalization = Normalization::LayerNorm),
         ("convention", |o| o.convention.prepend_bos = Some(true)),
+        ("recipe is", |o| o.recipe = Recipe::Gated),
+        ("transcoder is", |o| o.transcoder = true),
+        ("d_out is", |o| o.d_out = 25),
+        ("skip is", |o| o.skip = true),
+        ("frozen is", |o| o.frozen = vec![Parameter::BDec]),
+        ("k_start is", |o| o.k_start = 7),
+        ("k_anneal_steps is", |o| o.k_anneal_steps = 7),
+        ("prefixes is", |o| o.prefixes = vec![7, 96]),
+        ("prefix_weights is", |o| o.prefix_weights = vec![1.0, 2.0]),
+        ("sparsity_coefficient is", |o| o.sparsity_coefficient = 0.5),
+        ("sparsity_warmup_steps is", |o| o.sparsity_warmup_steps = 7),
+        ("penalty is", |o| o.penalty = Penalty::Tanh),
+        ("target_l0 is", |o| o.target_l0 = 7.0),
+        ("bandwidth is", |o| o.bandwidth = 0.5),
+        ("initial_threshold is", |o| o.initial_threshold = 0.5),
+        ("resample_every is", |o| o.resample_every = 7),
+        ("scaling is", |o| o.scaling = Scaling::UnitSquare),
     ]
 }
 

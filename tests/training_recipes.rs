@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use sae::backend::training::Parameter;
-use sae::backend::{Pool, Run};
+use sae::backend::{Pool, Run, Wanted};
 use sae::sae::{Architecture, Gate, Matrix, Sae, Spec, Weights};
 use sae::session::{Session, SessionOptions};
 use sae::tensor::{Tensor, TensorMut};
@@ -293,8 +295,21 @@ fn a_resumed_run_has_the_same_bits() {
 fn what_is_exported_encodes_as_it_trained() {
     for case in cases() {
         let golden = Golden::read(case.name);
-        let (_, trainer) = train(&golden, &case, Pool::serial());
+        let (_, mut trainer) = train(&golden, &case, Pool::serial());
         let sae = trainer.export(Export::Weights).unwrap();
+        let first = &golden.batches()[0];
+        let (x, y) = (&first.0, first.1.as_ref().unwrap_or(&first.0));
+        let again = || trainer.export(Export::Weights).unwrap();
+        let (fvu, l0) = (fvu(again(), x, y), l0(again(), x));
+        let trained = trainer.step(&batch(first)).unwrap();
+        if case.options.recipe == Recipe::BatchTopK || case.options.recipe == Recipe::Matryoshka {
+            // A threshold that holds for all batches keeps about what each kept by competing.
+            assert!((l0 - trained.l0).abs() < 0.25 * trained.l0, "{}: {l0} {trained:?}", case.name);
+            assert!((fvu - trained.fvu).abs() < 0.1 * trained.fvu, "{}: {fvu} {trained:?}", case.name);
+        } else {
+            assert!((l0 - trained.l0).abs() < 1e-9, "{}: {l0} {trained:?}", case.name);
+            assert!((fvu - trained.fvu).abs() < 1e-4 * trained.fvu, "{}: {fvu} {trained:?}", case.name);
+        }
         let spec = sae.spec();
         let expected = match case.options.recipe {
             Recipe::BatchTopK | Recipe::Matryoshka => Architecture::JumpRelu,
@@ -414,6 +429,17 @@ fn conflicting_options_are_named_together() {
     }
 }
 
+/// How many latents of a token of `x` are active on average, by a session.
+fn l0(sae: Sae, x: &[f32]) -> f64 {
+    let rows = x.len() / D;
+    let options = SessionOptions { max_tokens: rows, max_width: N, ..SessionOptions::default() };
+    let mut session = Session::new(Arc::new(sae), options).unwrap();
+    let mut z = vec![0.0; rows * N];
+    let out = TensorMut::new(&mut z, &[rows, N]).unwrap();
+    session.encode_dense(Run::default(), view(x).into(), Wanted::Activations, out).unwrap();
+    z.iter().filter(|z| **z != 0.0).count() as f64 / rows as f64
+}
+
 /// How well an SAE reconstructs `x`, by a session.
 fn fvu(sae: Sae, x: &[f32], y: &[f32]) -> f64 {
     let (d, rows) = (sae.spec().d_out, x.len() / sae.spec().d_in);
@@ -476,6 +502,50 @@ fn a_run_takes_over_and_hands_on_what_an_sae_computes() {
             let taken_over = trainer.step(&batch(&batches[0])).unwrap().fvu;
             for found in [handed_on, taken_over] {
                 assert!((found - wanted).abs() < 1e-4 * wanted, "{name}, {scaling:?}: {found}, not {wanted}");
+            }
+        }
+    }
+}
+
+/// The bytes of a run's weights, by their names.
+fn stored_weights(trainer: &Trainer, folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    trainer.save(folder).unwrap();
+    let bytes = std::fs::read(folder.join("checkpoint.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let weights = PARAMETERS.map(Parameter::name).into_iter();
+    weights.filter_map(|name| Some((name.to_owned(), file.tensor(name).ok()?.data().to_vec()))).collect()
+}
+
+const PARAMETERS: [Parameter; 8] = [
+    Parameter::WEnc,
+    Parameter::BEnc,
+    Parameter::WDec,
+    Parameter::BDec,
+    Parameter::Threshold,
+    Parameter::BGate,
+    Parameter::RMag,
+    Parameter::WSkip,
+];
+
+#[test]
+fn what_is_frozen_stays_and_the_rest_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in cases() {
+        let golden = Golden::read(case.name);
+        let batches = golden.batches();
+        let trained = stored_weights(&warm(&golden, &case, Pool::serial()), dir.path());
+        for frozen in PARAMETERS.into_iter().filter(|parameter| trained.contains_key(parameter.name())) {
+            let options = TrainOptions { frozen: vec![frozen], ..case.options.clone() };
+            let case = Case { name: case.name, options, start: case.start };
+            let mut trainer = warm(&golden, &case, Pool::serial());
+            let start = stored_weights(&trainer, dir.path());
+            batches[..10].iter().for_each(|one| assert!(trainer.step(&batch(one)).unwrap().applied));
+            trainer.save(dir.path()).unwrap();
+            let mut trainer = Trainer::resume(dir.path(), &TrainOptions::default(), Pool::serial()).unwrap();
+            batches[10..].iter().for_each(|one| assert!(trainer.step(&batch(one)).unwrap().applied));
+            for (name, end) in stored_weights(&trainer, dir.path()) {
+                let stayed = end == start[&name];
+                assert_eq!(stayed, name == frozen.name(), "{}: {name}, with {frozen:?} frozen", case.name);
             }
         }
     }
