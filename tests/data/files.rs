@@ -1,6 +1,7 @@
 //! Files that cannot be read: an error that names the file, the tensor and what is wrong with it.
 
 use std::fs;
+use std::path::Path;
 
 use sae::Status;
 use sae::tensor::DType;
@@ -121,6 +122,57 @@ fn what_lies_beside_must_fit() {
     npy(&at("d.npy"), "<f4", "(4, 2)", &[0; 32]);
     let beside = ShardOptions { documents: Some("doc".into()), ..base("d.npy") };
     refused(&beside, Status::Io, &["d.npy: d.doc.npy"]);
+}
+
+#[test]
+fn places_of_other_data_are_not_gone_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    };
+    let filled = |name: &str, first: usize| {
+        let folder = folder(name);
+        for file in ["a.safetensors", "b.safetensors"] {
+            let values = |first| bytes_of(&numbered(first, 6, 2), DType::F32);
+            let named = |name, first| Named(name, Dtype::F32, &[2, 3, 2], values(first));
+            safetensors(&folder.join(file), &[named("x", first), named("y", first)]);
+        }
+        folder
+    };
+    let (here, other) = (filled("here", 0), filled("other", 100));
+    let list = |folder: &Path, names: [&str; 2]| ShardOptions {
+        paths: names.map(|name| folder.join(name)).into(),
+        tensor: Some("x".into()),
+        ..ShardOptions::default()
+    };
+    let names = ["a.safetensors", "b.safetensors"];
+    let options = list(&here, names);
+    let place = Shards::open(&options).unwrap().position();
+    let sought = |options: &ShardOptions| Shards::open(options).unwrap().seek(&place);
+    let renamed = folder("renamed");
+    for name in names {
+        std::fs::copy(here.join(name), renamed.join(format!("0{name}"))).unwrap();
+    }
+    for (what, options) in [
+        ("the same names and shapes, but other rows", list(&other, names)),
+        ("another order", list(&here, ["b.safetensors", "a.safetensors"])),
+        ("other names", list(&renamed, ["0a.safetensors", "0b.safetensors"])),
+        ("another tensor", ShardOptions { tensor: Some("y".into()), ..options.clone() }),
+        ("other positions", ShardOptions { keep_positions: 1..3, ..options.clone() }),
+        ("layers", ShardOptions { layered: true, ..options.clone() }),
+        ("a file twice", list(&here, ["a.safetensors", "a.safetensors"])),
+    ] {
+        let error = sought(&options).err().unwrap_or_else(|| panic!("{what} passes for the same"));
+        assert!(error.message().contains("open it with the same files and options"), "{error}");
+    }
+    // Wherever it lies, and however the files are said.
+    sought(&options).unwrap();
+    sought(&ShardOptions { paths: vec![here.clone()], epochs: 3, ..options.clone() }).unwrap();
+    let moved = dir.path().join("moved");
+    std::fs::rename(&here, &moved).unwrap();
+    sought(&list(&moved, names)).unwrap();
 }
 
 #[test]

@@ -23,6 +23,7 @@
 
 mod buffer;
 mod files;
+mod fingerprint;
 mod order;
 mod random;
 mod rows;
@@ -71,6 +72,6 @@ pub struct Position {
     pub row: u64,
     /// Rows given since the beginning.
     pub given: u64,
-    /// Tells data and options apart, so that the place is not sought in others.
+    /// Tells data and options apart, so that the place is not sought in others. Folders are not part of it: data may be moved.
     pub of: String,
 }

@@ -1,9 +1,11 @@
 //! Activations kept in files, mapped and read in order or shuffled.
 
+use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use super::files;
+use super::fingerprint::Fingerprint;
 use super::order::Order;
 use super::shard::Shard;
 use super::{Layout, Position, Rows, Source};
@@ -89,8 +91,11 @@ impl Shards {
         }
         let (mut shards, mut starts, mut first_document) = (Vec::<Shard>::new(), vec![0], 0);
         let mut kept = 0;
+        let mut data = Fingerprint::new();
         for path in files::find(options)? {
             let mut open = || {
+                data.add(path.file_name().unwrap_or_default().as_encoded_bytes());
+                data.add(&fs::metadata(&path)?.len().to_le_bytes());
                 let parts = Arrays::open(&path)?;
                 if parts.is_empty() {
                     return fail!(InvalidArgument, "is empty");
@@ -98,6 +103,7 @@ impl Shards {
                 for part in &parts {
                     let shard = Shard::new(&path, part, options, first_document)?;
                     check(&shard, shards.first(), &keep)?;
+                    shard.tell(&mut data);
                     kept += shard.count(&keep);
                     first_document += shard.contexts();
                     starts.push(starts[starts.len() - 1] + shard.rows());
@@ -115,8 +121,11 @@ impl Shards {
         }
         let rows = starts[shards.len()];
         let shuffle = options.shuffle.as_ref().map(Shuffle::resolve).transpose()?;
+        for named in [&options.documents, &options.positions] {
+            data.add(named.as_deref().unwrap_or_default().as_bytes());
+        }
         let of = format!(
-            "{} files, {rows} rows {:?} {}, {kept} kept, {}",
+            "{} parts, {rows} rows {:?} {}, {kept} kept of positions {keep:?}, data {data}, {}",
             shards.len(),
             layout.shape(1)[1..].to_vec(),
             layout.dtype,
