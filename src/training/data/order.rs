@@ -28,8 +28,7 @@ pub(super) struct Shuffled {
     window: Window,
 }
 
-/// The rows of a window.
-#[derive(Default)]
+/// The rows of a window, in memory that is taken once.
 struct Window {
     index: usize,
     /// Rows of this epoch before it, and its own.
@@ -74,7 +73,10 @@ impl Order {
             window_blocks: *window_blocks,
             epoch: 0,
             blocks: try_vec(0, count)?,
-            window: Window::default(),
+            window: Window::with_room(
+                rows.min(block_rows * *window_blocks as u64) as usize,
+                count.min(*window_blocks),
+            )?,
         };
         order.begin(0);
         Ok(Self::Shuffled(order))
@@ -135,22 +137,35 @@ impl Shuffled {
 
     /// Goes to a window, before which there are `start` rows. Its order is drawn when a row of it is asked for.
     fn enter(&mut self, index: usize, start: u64) {
-        self.window = Window { index, start, ..Window::default() };
+        (self.window.index, self.window.start) = (index, start);
+        self.window.order.clear();
         self.window.rows = self.window_blocks().iter().map(|&block| self.block_len(block)).sum();
     }
 
     /// Draws the order of the window's rows.
     fn draw(&mut self) {
-        let mut first = 0;
-        let starts = self.window_blocks().iter().map(|&block| {
-            let start = (first, u64::from(block) * self.block_rows);
-            first += self.block_len(block) as u32;
-            start
-        });
-        let starts: Vec<(u32, u64)> = starts.collect();
-        let mut order: Vec<u32> = (0..first).collect();
-        shuffle(&mut stream(self.seed, self.epoch << 32 | (self.window.index as u64 + 1)), &mut order);
-        (self.window.starts, self.window.order) = (starts, order);
+        let first = self.window.index * self.window_blocks;
+        let mut rng = stream(self.seed, self.epoch << 32 | (self.window.index as u64 + 1));
+        let Window { order, starts, .. } = &mut self.window;
+        starts.clear();
+        let mut rows = 0;
+        for &block in self.blocks[first..].iter().take(self.window_blocks) {
+            let start = u64::from(block) * self.block_rows;
+            starts.push((rows, start));
+            rows += self.block_rows.min(self.rows - start) as u32;
+        }
+        order.extend(0..rows);
+        shuffle(&mut rng, order);
+    }
+}
+
+impl Window {
+    /// None yet, but room for so many rows of so many blocks.
+    fn with_room(rows: usize, blocks: usize) -> Result<Self> {
+        let (mut order, mut starts) = (try_vec(0, rows)?, try_vec((0, 0), blocks)?);
+        order.clear();
+        starts.clear();
+        Ok(Self { index: 0, start: 0, rows: 0, order, starts })
     }
 }
 
