@@ -20,12 +20,18 @@ const MAX_FIELDS: usize = 4096;
 
 /// The codes of Arrow's types that are told apart.
 mod types {
+    pub(super) const NULL: u8 = 1;
     pub(super) const INT: u8 = 2;
     pub(super) const FLOAT: u8 = 3;
     pub(super) const LIST: u8 = 12;
     pub(super) const STRUCT: u8 = 13;
+    pub(super) const UNION: u8 = 14;
     pub(super) const FIXED_LIST: u8 = 16;
+    pub(super) const MAP: u8 = 17;
     pub(super) const LARGE_LIST: u8 = 21;
+    pub(super) const RUNS: u8 = 22;
+    /// Of binary, text, lists and large lists.
+    pub(super) const VIEWS: [u8; 4] = [23, 24, 25, 26];
     /// Binary, text, and their large kin: three blocks of bytes.
     pub(super) const TEXTS: [u8; 4] = [4, 5, 19, 20];
     /// Booleans, decimals, dates, times, fixed binary, durations: two blocks of bytes.
@@ -78,7 +84,7 @@ pub(super) fn batches(file: &File) -> Result<Vec<Batch>> {
     let (mut fields, mut batches) = (None, Vec::new());
     while let Some(message) = Message::read(bytes, &mut at)? {
         match message.kind {
-            Header::Schema => fields = Some(schema(&message.header).ok_or_else(|| broken("its schema"))?),
+            Header::Schema => fields = Some(schema(&message.header)?),
             Header::Batch => {
                 let Some(fields) = &fields else { return Err(broken("records before their schema")) };
                 let columns = columns(&message, fields)?;
@@ -170,22 +176,29 @@ enum FieldKind {
     Other(usize, Vec<Field>),
 }
 
-fn schema(schema: &Table<'_>) -> Option<Vec<Field>> {
-    (schema.i16(0).unwrap_or(0) == 0).then_some(())?;
+fn schema(schema: &Table<'_>) -> Result<Vec<Field>> {
+    // Bytes in the order of this machine's kind.
+    let columns = schema.tables(1).filter(|_| schema.i16(0).unwrap_or(0) == 0).ok_or_else(broken_schema)?;
     let mut left = MAX_FIELDS;
-    schema.tables(1)?.into_iter().map(|table| field(&table, 0, &mut left)).collect()
+    columns.iter().map(|table| field(table, 0, &mut left)).collect()
 }
 
-fn field(table: &Table<'_>, depth: usize, left: &mut usize) -> Option<Field> {
-    (depth < MAX_DEPTH).then_some(())?;
-    *left = left.checked_sub(1)?;
+fn broken_schema() -> Error {
+    broken("its schema")
+}
+
+fn field(table: &Table<'_>, depth: usize, left: &mut usize) -> Result<Field> {
+    *left = left.checked_sub(1).filter(|_| depth < MAX_DEPTH).ok_or_else(broken_schema)?;
     let name = table.text(0).unwrap_or_default().to_owned();
-    let about = table.table(3)?;
-    let mut inner = || -> Option<Vec<Field>> {
-        table.tables(5).unwrap_or_default().iter().map(|child| field(child, depth + 1, left)).collect()
+    let described = || Some((table.u8(2)?, table.table(3)?));
+    let (code, about) = described().ok_or_else(broken_schema)?;
+    let length = || about.i32(0).ok_or_else(broken_schema);
+    let mut inner = || -> Result<Vec<Field>> {
+        let children = table.tables(5).unwrap_or_default();
+        children.iter().map(|child| field(child, depth + 1, left).map_err(|e| e.at(&name))).collect()
     };
-    let mut only = || inner()?.into_iter().next().map(Box::new);
-    let kind = match table.u8(2)? {
+    let mut only = || inner()?.into_iter().next().map(Box::new).ok_or_else(broken_schema);
+    let kind = match code {
         // An index into a dictionary that lies elsewhere.
         _ if table.table(4).is_some() => FieldKind::Other(2, Vec::new()),
         types::FLOAT => match about.i16(0).unwrap_or(0) {
@@ -193,23 +206,36 @@ fn field(table: &Table<'_>, depth: usize, left: &mut usize) -> Option<Field> {
             1 => FieldKind::Numbers(Kind::Float(DType::F32), 4),
             _ => FieldKind::Numbers(Kind::Other("f64".to_owned()), 8),
         },
-        types::INT => match (about.i32(0)?, about.u8(1).unwrap_or(0)) {
+        types::INT => match (length()?, about.u8(1).unwrap_or(0)) {
             (bits @ (32 | 64), 1) => FieldKind::Numbers(Kind::Whole(bits as usize / 8), bits as usize / 8),
             (bits, signed) => {
                 let name = format!("{}{bits}", if signed == 1 { "i" } else { "u" });
-                FieldKind::Numbers(Kind::Other(name), usize::try_from(bits / 8).ok()?)
+                FieldKind::Numbers(Kind::Other(name), usize::try_from(bits / 8).map_err(|_| broken_schema())?)
             }
         },
         types::LIST => FieldKind::List(4, only()?),
         types::LARGE_LIST => FieldKind::List(8, only()?),
-        types::FIXED_LIST => FieldKind::FixedList(usize::try_from(about.i32(0)?).ok()?, only()?),
+        types::FIXED_LIST => FieldKind::FixedList(usize::try_from(length()?).map_err(|_| broken_schema())?, only()?),
+        types::NULL => FieldKind::Other(0, Vec::new()),
         types::STRUCT => FieldKind::Other(1, inner()?),
+        types::MAP => FieldKind::Other(2, inner()?),
         kind if types::TEXTS.contains(&kind) => FieldKind::Other(3, Vec::new()),
         kind if types::PLAIN.contains(&kind) => FieldKind::Other(2, Vec::new()),
         // How many blocks others have is not known, so that nothing behind them could be found.
-        _ => return None,
+        _ => {
+            let what = match code {
+                types::UNION => "a union".to_owned(),
+                types::RUNS => "run-end encoded".to_owned(),
+                _ if types::VIEWS.contains(&code) => "a view".to_owned(),
+                _ => format!("of Arrow's type {code}"),
+            };
+            return fail!(
+                Unsupported,
+                "{name}: the column is {what}, which is not read, nor columns beside it; remove it"
+            );
+        }
     };
-    Some(Field { name, kind })
+    Ok(Field { name, kind })
 }
 
 /// Where the columns of a batch lie; none if it has no records.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sae::Status;
 use sae::tensor::DType;
 use sae::training::data::{Layout, Rows, ShardOptions, Shards, Shuffle, Source};
 
@@ -100,6 +101,19 @@ fn broken_files_are_errors_and_nothing_else() {
         }
     }
     assert!(refused > 1000 && read > 1000, "{refused} refused, {read} read");
+    // A column of a type that is not read is named: one byte of the schema says of what type each is.
+    let mut named = 0;
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] = 24;
+        if let Some(error) = opened(&bytes).err().filter(|e| e.message().contains("a view")) {
+            let columns = ["blocks.3.hook_resid_post", "token_ids"];
+            assert!(columns.iter().any(|column| error.message().contains(column)), "{error}");
+            assert_eq!(error.status(), Status::Unsupported);
+            named += 1;
+        }
+    }
+    assert!(named >= 2, "{named}");
     // As Arrow's file format has it, with a word before the stream and more behind it.
     let file = [b"ARROW1\0\0", whole.as_slice(), b"a footer"].concat();
     assert_eq!(opened(&file).unwrap().len(), Some(15));
