@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use half::{bf16, f16};
 use sae::tensor::DType;
@@ -11,6 +14,22 @@ use safetensors::tensor::{Dtype, TensorView};
 /// Rows `[rows, d]` of which the first element is the row's number from `first` on.
 pub(crate) fn numbered(first: usize, rows: usize, d: usize) -> Vec<f32> {
     (0..rows * d).map(|i| if i % d == 0 { (first + i / d) as f32 } else { -((i % d) as f32) }).collect()
+}
+
+/// Carries out a test in which threads wait for each other, and fails it if they wait in vain.
+pub(crate) fn in_time(test: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        // Dropped where the test ends, one way or the other.
+        let _done = done;
+        test();
+    });
+    if ended.recv_timeout(Duration::from_secs(120)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("threads wait for what never comes");
+    }
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// Values in a type's bytes.
