@@ -1460,6 +1460,10 @@ typedef struct sae_buffer_rows {
   const int64_t *documents;
   /// Rows at the front that are passed over: those that an earlier call has taken.
   int64_t first;
+  /// `SAE_RUN_ROUND_SUM`: x + addend is rounded to x's type before it is held, as `sae_train_step` does it.
+  uint32_t flags;
+  /// 0.
+  uint32_t reserved;
 } sae_buffer_rows;
 
 /// How a buffer fares. At every moment `pushed` = `masked` + `not_finite` + `sinks` + `taken` + `held`.
@@ -1528,14 +1532,16 @@ sae_status sae_buffer_close(const sae_buffer *buffer,
 /// Tells how a buffer fares.
 sae_status sae_buffer_stats(const sae_buffer *buffer, sae_buffer_state *out, sae_error **error);
 
-/// Saves all that decides what comes next, the rows themselves included, into a file that appears whole or not at all.
+/// Saves all that decides what comes next, the rows themselves included, into a file that appears whole or not at all. Other calls
+/// wait while it is written, but not until it is on the disk.
 sae_status sae_buffer_save(const sae_buffer *buffer,
                            const char *path,
                            sae_error **error);
 
 /// Makes a buffer that goes on where one was saved: the same pushes and takes give the same bits. `options` may be NULL; what is
 /// set in them must agree with what was saved, except for `memory_bytes`, `spill_bytes` and `spill_folder`, which say anew where
-/// rows are held, if any of them is set.
+/// rows are held, if any of them is set. If none is, they are held in memory, in at most 1 GiB: a buffer that took more, or had a
+/// spill file, is refused until that is said.
 sae_status sae_buffer_restore(const char *path,
                               const sae_buffer_options *options,
                               sae_buffer **out,

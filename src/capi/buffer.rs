@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::boundary::{array, boundary, check_flags, count, present, required_text, text};
 use super::handle::{Handle, get, put, take_back};
 use super::log::{SAE_LOG_INFO, log};
+use super::run::SAE_RUN_ROUND_SUM;
 use super::sized::{self, Output, sized};
 use super::status::{sae_error, sae_status};
 use super::tensor::{given, needed, sae_dtype, sae_tensor};
@@ -134,8 +135,12 @@ pub struct sae_buffer_rows {
     pub documents: *const i64,
     /// Rows at the front that are passed over: those that an earlier call has taken.
     pub first: i64,
+    /// `SAE_RUN_ROUND_SUM`: x + addend is rounded to x's type before it is held, as `sae_train_step` does it.
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
 }
-sized!(sae_buffer_rows: x, addend, row_mask, documents, first);
+sized!(sae_buffer_rows: x, addend, row_mask, documents, first; flags, reserved);
 
 /// Takes in rows, and tells how many in `taken`: all from `first` on, unless there is no room for them. Then it waits until there
 /// is, for `wait_ms` milliseconds, 0: not at all, `SAE_WAIT_FOREVER`; call again with `first` raised by what was taken. Rows
@@ -264,7 +269,8 @@ pub unsafe extern "C" fn sae_buffer_stats(
     })
 }
 
-/// Saves all that decides what comes next, the rows themselves included, into a file that appears whole or not at all.
+/// Saves all that decides what comes next, the rows themselves included, into a file that appears whole or not at all. Other calls
+/// wait while it is written, but not until it is on the disk.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_buffer_save(
     buffer: *const sae_buffer,
@@ -282,7 +288,8 @@ pub unsafe extern "C" fn sae_buffer_save(
 
 /// Makes a buffer that goes on where one was saved: the same pushes and takes give the same bits. `options` may be NULL; what is
 /// set in them must agree with what was saved, except for `memory_bytes`, `spill_bytes` and `spill_folder`, which say anew where
-/// rows are held, if any of them is set.
+/// rows are held, if any of them is set. If none is, they are held in memory, in at most 1 GiB: a buffer that took more, or had a
+/// spill file, is refused until that is said.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_buffer_restore(
     path: *const c_char,
@@ -403,6 +410,10 @@ impl sae_buffer_rows {
     /// # Safety
     /// What the pointers describe must be so, for `'a`.
     unsafe fn read<'a>(&self) -> Result<Push<'a>> {
+        check_flags("rows.flags", self.flags, SAE_RUN_ROUND_SUM)?;
+        if self.reserved != 0 {
+            return fail!(InvalidArgument, "rows.reserved: {} is not known; leave it 0", self.reserved);
+        }
         // SAFETY: the caller's promise.
         unsafe {
             let optional = |name: &str, tensor| -> Result<Option<Tensor<'a>>> {
@@ -416,6 +427,7 @@ impl sae_buffer_rows {
             Ok(Push {
                 x,
                 addend: optional("addend", self.addend)?,
+                round_sum: self.flags & SAE_RUN_ROUND_SUM != 0,
                 row_mask: optional("row_mask", self.row_mask)?,
                 documents,
                 first: count("first", self.first)?,

@@ -40,10 +40,10 @@ fn options_are_named() {
         (ARGUMENT, "layers of d 8", |o| o.layers = i64::MAX),
         (ARGUMENT, "memory_bytes: 1 are too few", |o| o.memory_bytes = 1),
         (ARGUMENT, "spill_folder: say where", |o| o.spill_bytes = 1 << 20),
-        (ARGUMENT, "spill_bytes: is 0", |o| o.spill_folder = c"/tmp".as_ptr()),
+        (ARGUMENT, "spill_bytes: is 0", |o| o.spill_folder = c"anywhere".as_ptr()),
         (ARGUMENT, "options.spill_folder", |o| (o.spill_bytes, o.spill_folder) = (1 << 9, c"/\xff".as_ptr())),
         (ARGUMENT, "memory_bytes: 20000 are too few", |o| {
-            (o.spill_bytes, o.spill_folder) = (u64::MAX, c"/tmp".as_ptr());
+            (o.spill_bytes, o.spill_folder) = (u64::MAX, c"anywhere".as_ptr());
         }),
         (ARGUMENT, "min_documents is 2, but documents are not kept", |o| o.min_documents = 2),
         (ARGUMENT, "sink_multiple", |o| o.sink_multiple = f32::NAN),
@@ -104,6 +104,8 @@ fn pushes() {
         (ARGUMENT, "first: -1", |p| p.rows.first = -1),
         (ARGUMENT, "first: 5 is beyond the 4 rows", |p| p.rows.first = 5),
         (ARGUMENT, "wait_ms: -2", |p| p.wait = -2),
+        (ARGUMENT, "rows.flags: bits 0x1", |p| p.rows.flags = SAE_RUN_FAST | SAE_RUN_ROUND_SUM),
+        (ARGUMENT, "rows.reserved: 3", |p| p.rows.reserved = 3),
     ];
     let buffer = buffer(&sae_buffer_options { flags: SAE_BUFFER_DOCUMENTS, ..options() });
     let pushed = || {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use half::f16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 use sae::Status;
 use sae::tensor::{DType, Tensor, TensorMut};
@@ -188,6 +188,17 @@ fn rows_are_held_in_the_buffers_type() {
     assert!(into(&mut out, Some(&mut documents)).unwrap_err().message().contains("documents: are not kept"));
     assert_eq!(into(&mut out, None).unwrap(), Taken::Rows(1));
     assert_eq!(out, [2048.0, 2052.0]);
+    // Rounded to x's type first, it is not what is rounded once.
+    let (x, addend) = ([bf16::from_f32(256.0); 2], [1.0f32, 3.0]);
+    for (round_sum, sums) in [(false, [257.0, 259.0]), (true, [256.0, 260.0])] {
+        let buffer = made();
+        let addend = Some(Tensor::new(&addend, &[1, 2]).unwrap());
+        let rows = Push { addend, round_sum, ..Tensor::new(&x, &[1, 2]).unwrap().into() };
+        assert_eq!(buffer.push(&rows, Wait::No).unwrap(), 1);
+        buffer.close().unwrap();
+        buffer.take_into(&mut TensorMut::new(&mut out, &[1, 2]).unwrap(), None, Wait::No).unwrap();
+        assert_eq!(out, sums);
+    }
     // What is too large for f16 is not finite there.
     let buffer = made();
     let values = [65_519.0, 0.0, 65_520.0, 0.0, f32::NAN, 0.0, 0.0, f32::INFINITY];
@@ -452,10 +463,10 @@ proptest! {
         whole.save(&file).unwrap();
         // As it was held, or all in memory.
         let roomy = options(layout, &made.choice, 50, None).room;
-        for room in [None, Some(&roomy)] {
+        for room in [if spilled == 0 { None } else { Some(&made.room) }, Some(&roomy)] {
             let restored = Buffer::restore(&file, room).unwrap();
             prop_assert_eq!(restored.stats().unwrap(), whole.stats().unwrap());
-            if room.is_none() {
+            if room != Some(&roomy) {
                 restored.save(&again).unwrap();
                 prop_assert!(std::fs::read(&file).unwrap() == std::fs::read(&again).unwrap());
                 prop_assert_eq!(restored.options().unwrap(), made.clone());
@@ -508,6 +519,9 @@ fn broken_files_are_refused_by_name() {
     refused(&replaced("\\\"version\\\":1", "\\\"version\\\":2"), "version 2");
     refused(&replaced("\\\"capacity\\\":20", "\\\"capacity\\\":09"), "sound");
     refused(&replaced("\\\"capacity\\\":20", "\\\"capacity\\\":99"), "have room for 20 rows, the saved buffer for 99");
+    refused(&replaced("\\\"capacity\\\":20", "\\\"capacity\\\":01"), "sound");
+    refused(&replaced("\\\"capacity\\\":20,", "\\\"capacity\\\":1 ,"), "capacity is 1, and not 2 to 4294967295");
+    refused(&replaced("\\\"capacity\\\":20,", "\\\"capacity\\\":0 ,"), "capacity is 0");
     refused(&replaced("\\\"taken\\\":4", "\\\"taken\\\":5"), "do not add up");
     refused(&replaced("\\\"dtype\\\":\\\"f32", "\\\"dtype\\\":\\\"f31"), "f31");
     refused(&replaced("libsae_buffer", "libsae_muffer"), "lack libsae_buffer");
@@ -519,6 +533,49 @@ fn broken_files_are_refused_by_name() {
 }
 
 #[test]
+fn a_file_alone_takes_neither_much_memory_nor_a_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("buffer.safetensors");
+    let layout = Layout::vectors(2, DType::F32);
+    let refused = |named: &str| {
+        let error = Buffer::restore(&file, None).err().unwrap();
+        assert!(error.message().contains("buffer.safetensors") && error.message().contains(named), "{error}");
+    };
+    // A spill file is made where the caller says, or nowhere.
+    let spilling = options(layout, &Choice::default(), 20, Some((dir.path(), 10)));
+    let buffer = Buffer::new(&spilling).unwrap();
+    assert_eq!(push(&buffer, 0, 15), 15);
+    buffer.save(&file).unwrap();
+    refused("spill_folder: the buffer was saved with a spill file of 80 bytes");
+    let roomy = options(layout, &Choice::default(), 20, None).room;
+    for room in [spilling.room, roomy] {
+        assert_eq!(Buffer::restore(&file, Some(&room)).unwrap().stats().unwrap().held, 15);
+    }
+    // What a few bytes say is not what is taken.
+    let buffer = crate::buffer::buffer(20, &Choice::default());
+    buffer.save(&file).unwrap();
+    let whole = std::fs::read(&file).unwrap();
+    let (header, rest) = whole[8..].split_at(u64::from_le_bytes(*whole.first_chunk().unwrap()) as usize);
+    let header = std::str::from_utf8(header).unwrap();
+    let memory = format!("\\\"memory_bytes\\\":{}", buffer.options().unwrap().room.memory_bytes);
+    assert!(header.contains(&memory) && header.contains("\\\"capacity\\\":20"));
+    let write = |capacity: u64, bytes: u64| {
+        let header = header.replace(&memory, &format!("\\\"memory_bytes\\\":{bytes}"));
+        let header = header.replace("\\\"capacity\\\":20", &format!("\\\"capacity\\\":{capacity}"));
+        let len = (header.len() as u64).to_le_bytes();
+        std::fs::write(&file, [&len[..], header.as_bytes(), rest].concat()).unwrap();
+    };
+    write(4_000_000_000, u64::MAX);
+    refused("memory_bytes: the saved buffer takes 480000");
+    write(1 << 32, u64::MAX);
+    refused("capacity is 4294967296, and not 2 to 4294967295");
+    write(20, 1);
+    refused("not a sound buffer: memory_bytes: 1 are too few");
+    write(21, 0);
+    assert_eq!(Buffer::restore(&file, None).unwrap().stats().unwrap().capacity, 21);
+}
+
+#[test]
 fn options_are_named() {
     type Spoil = fn(&mut BufferOptions);
     let table: &[(&str, Spoil)] = &[
@@ -527,7 +584,7 @@ fn options_are_named() {
         ("not i32", |o| o.layout.dtype = DType::I32),
         ("memory_bytes: 1000 are too few", |o| o.room.memory_bytes = 1000),
         ("spill_folder: say where", |o| o.room.spill_bytes = 1),
-        ("spill_bytes: is 0", |o| o.room.spill_folder = Some("/tmp".into())),
+        ("spill_bytes: is 0", |o| o.room.spill_folder = Some("anywhere".into())),
         ("sink_multiple must be a positive number", |o| o.choice.sink_multiple = -1.0),
         ("sink_multiple must be above 1", |o| o.choice.sink_multiple = 0.5),
         ("max_norm", |o| o.choice.max_norm = f32::NAN),

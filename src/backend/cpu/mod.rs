@@ -21,4 +21,4 @@ mod write;
 
 pub use inference::CpuSession;
 pub use kernels::Kernels;
-pub(crate) use prepare::{Prepared, normalize_row};
+pub(crate) use prepare::{Prepared, normalize_row, read_row};

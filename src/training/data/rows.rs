@@ -54,14 +54,22 @@ impl Layout {
 
     /// Bytes of so many rows, which are aligned to the type, as a batch.
     pub(super) fn tensor<'a>(&self, bytes: &'a [u8], rows: usize) -> Tensor<'a> {
+        self.view(bytes, &self.shape(rows))
+    }
+
+    /// Bytes of one row, likewise, as `[1, row_len]`.
+    pub(super) fn row<'a>(&self, bytes: &'a [u8]) -> Tensor<'a> {
+        self.view(bytes, &[1, self.row_len()])
+    }
+
+    fn view<'a>(&self, bytes: &'a [u8], shape: &[usize]) -> Tensor<'a> {
         fn view<'a, T: Element>(bytes: &'a [u8], shape: &[usize]) -> Tensor<'a> {
             Tensor::new::<T>(bytemuck::cast_slice(bytes), shape).expect("rows are as wide as their layout says")
         }
-        let shape = self.shape(rows);
         match self.dtype {
-            DType::F16 => view::<f16>(bytes, &shape),
-            DType::BF16 => view::<bf16>(bytes, &shape),
-            _ => view::<f32>(bytes, &shape),
+            DType::F16 => view::<f16>(bytes, shape),
+            DType::BF16 => view::<bf16>(bytes, shape),
+            _ => view::<f32>(bytes, shape),
         }
     }
 }

@@ -209,9 +209,9 @@ impl Held {
         self.closed = true;
     }
 
-    /// Draws rows, each of those held as likely as any other, and hands each with its document to `out`. On failure all of them
-    /// stay.
-    pub(super) fn take(&mut self, count: usize, mut out: impl FnMut(usize, &[u8], i64)) -> Result<()> {
+    /// Draws rows, each of those held as likely as any other, and hands each, a row of numbers to work in, and its
+    /// document to `out`. On failure all of them stay.
+    pub(super) fn take(&mut self, count: usize, mut out: impl FnMut(usize, &[u8], &mut [f32], i64)) -> Result<()> {
         let unmixed = !self.is_mixed();
         for taken in 0..count {
             let left = self.len - taken;
@@ -220,7 +220,7 @@ impl Held {
         for taken in 0..count {
             let slot = self.order[self.len - 1 - taken];
             let document = self.documents.get(slot as usize).copied().unwrap_or(0);
-            out(taken, self.store.read(slot)?, document);
+            out(taken, self.store.read(slot)?, self.incoming.scratch(), document);
         }
         self.forget_last(count);
         self.counts.taken += count as u64;
@@ -250,24 +250,34 @@ impl Held {
 mod tests {
     use super::*;
     use crate::tensor::{DType, Tensor};
-    use crate::training::data::{Layout, Room};
+    use crate::training::data::{Buffer, Layout, Position, Room, Rows, Source, Taken, Wait};
+
+    /// Room for four rows of two numbers: two in memory and two in a file.
+    fn half_spilled(folder: &std::path::Path) -> Held {
+        let mut options = BufferOptions::new(Layout::vectors(2, DType::F32));
+        let fixed = Plan::new(&options, Some(2)).unwrap().memory().memory_bytes - 2 * 12;
+        let spill_folder = Some(folder.to_owned());
+        options.room = Room { memory_bytes: fixed + 2 * 12 + 2 * 4, spill_bytes: 16, spill_folder };
+        options.choice.sink_multiple = 100.0;
+        let plan = Plan::new(&options, None).unwrap();
+        assert_eq!((plan.memory_rows, plan.spill_rows), (2, 2));
+        Held::new(&options, plan).unwrap()
+    }
+
+    /// A file that cannot be written, nor read.
+    #[cfg(target_os = "linux")]
+    fn full_disk() -> std::fs::File {
+        std::fs::File::options().write(true).open("/dev/full").unwrap()
+    }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let mut options = BufferOptions::new(Layout::vectors(2, DType::F32));
-        let fixed = Plan::new(&options, Some(2)).unwrap().memory().memory_bytes - 2 * 12;
-        // Two rows in memory and two in the file.
-        let spill_folder = Some(dir.path().to_owned());
-        options.room = Room { memory_bytes: fixed + 2 * 12 + 2 * 4, spill_bytes: 16, spill_folder };
-        options.choice.sink_multiple = 100.0;
-        let plan = Plan::new(&options, None).unwrap();
-        assert_eq!((plan.memory_rows, plan.spill_rows), (2, 2));
-        let mut held = Held::new(&options, plan).unwrap();
+        let mut held = half_spilled(dir.path());
         let values: Vec<f32> = (0..8).map(|i| i as f32).collect();
         let rows = Push::from(Tensor::new(&values, &[4, 2]).unwrap());
-        let working = held.store.replace_file(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        let working = held.store.replace_file(full_disk());
         assert_eq!(held.push(&rows).unwrap(), 2, "what is in memory is taken");
         let rest = Push { first: 2, ..rows };
         for _ in 0..2 {
@@ -278,15 +288,102 @@ mod tests {
         held.store.replace_file(working);
         assert_eq!(held.push(&rest).unwrap(), 2);
         // Reading fails: all rows stay.
-        let working = held.store.replace_file(std::fs::File::options().write(true).open("/dev/full").unwrap());
-        let error = held.take(4, |_, _, _| ()).unwrap_err();
+        let working = held.store.replace_file(full_disk());
+        let error = held.take(4, |_, _, _, _| ()).unwrap_err();
         assert!(error.message().contains("spill file"), "{error}");
         assert_eq!((held.len(), held.counts.taken), (4, 0));
         held.store.replace_file(working);
         let mut found = Vec::new();
-        held.take(4, |_, row, _| found.push(row[..4].to_vec())).unwrap();
+        held.take(4, |_, row, _, _| found.push(row[..4].to_vec())).unwrap();
         found.sort_by_key(|bytes| f32::from_le_bytes(*bytes.first_chunk().unwrap()) as u32);
         assert_eq!(found, [0f32, 2.0, 4.0, 6.0].map(f32::to_le_bytes));
+    }
+
+    /// Rows `[i, i]` from 1 on, so many of them; before some are given, something happens.
+    struct Counted<F> {
+        position: Position,
+        len: u64,
+        before: F,
+    }
+
+    impl<F: FnMut() + Send> Source for Counted<F> {
+        fn layout(&self) -> Layout {
+            Layout::vectors(2, DType::F32)
+        }
+
+        fn len(&self) -> Option<u64> {
+            Some(self.len)
+        }
+
+        fn next(&mut self, rows: &mut Rows) -> Result<usize> {
+            (self.before)();
+            rows.clear();
+            while rows.len() < rows.room() && self.position.row < self.len {
+                rows.push(bytemuck::cast_slice(&[self.position.row as f32 + 1.0; 2]), 0);
+                self.position.row += 1;
+            }
+            Ok(rows.len())
+        }
+
+        fn position(&self) -> Position {
+            self.position.clone()
+        }
+
+        fn seek(&mut self, position: &Position) -> Result<()> {
+            self.position = position.clone();
+            Ok(())
+        }
+    }
+
+    /// The first number of each row that is left in a closed buffer, in order.
+    fn left(buffer: &Buffer) -> Vec<f32> {
+        let (mut rows, mut all) = (Rows::new(buffer.layout(), 2).unwrap(), Vec::new());
+        while let Taken::Rows(_) = buffer.take(&mut rows, Wait::No).unwrap() {
+            all.extend((0..rows.len()).map(|i| rows.tensor().row::<f32>(i)[0]));
+        }
+        all.sort_by(f32::total_cmp);
+        all
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_fills_while_the_disk_is_full_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for at_once in 1..6 {
+            let buffer = Buffer::of(half_spilled(dir.path()));
+            let mut source = Counted { position: Position::default(), len: 4, before: || () };
+            let mut rows = Rows::new(buffer.layout(), at_once).unwrap();
+            let replace = |file| buffer.lock().unwrap().store.replace_file(file);
+            let working = replace(full_disk());
+            for _ in 0..2 {
+                let error = buffer.fill(&mut source, &mut rows).unwrap_err();
+                assert!(error.message().contains("spill file"), "{error}");
+                assert_eq!((source.position.row, buffer.stats().unwrap().held), (2, 2));
+            }
+            replace(working);
+            buffer.fill(&mut source, &mut rows).unwrap();
+            assert_eq!((source.position.row, buffer.stats().unwrap().held), (4, 4));
+            buffer.close().unwrap();
+            assert_eq!(left(&buffer), [1.0, 2.0, 3.0, 4.0]);
+        }
+    }
+
+    #[test]
+    fn what_fills_while_another_closes_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let buffer = Buffer::of(half_spilled(dir.path()));
+        let mut rows = Rows::new(buffer.layout(), 1).unwrap();
+        let mut calls = 0;
+        let before = || {
+            calls += 1;
+            if calls == 4 {
+                buffer.close().unwrap();
+            }
+        };
+        let mut source = Counted { position: Position::default(), len: 4, before };
+        buffer.fill(&mut source, &mut rows).unwrap();
+        assert_eq!(source.position.row, 3);
+        assert_eq!(left(&buffer), [1.0, 2.0, 3.0]);
     }
 
     #[test]
@@ -302,7 +399,7 @@ mod tests {
             let x = vec![1.0; count];
             let x = Tensor::new(&x, &[count, 1]).unwrap();
             assert_eq!(held.push(&Push { documents: Some(&documents), ..x.into() }).unwrap(), count);
-            held.take(capacity / 2, |_, _, _| ()).unwrap();
+            held.take(capacity / 2, |_, _, _, _| ()).unwrap();
             assert_eq!(held.of_document.len(), held.len());
         }
         assert_eq!(held.of_document.capacity(), room);

@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 use self::held::Held;
 use self::options::Plan;
 use super::{Layout, Rows, Source};
+use crate::atomic;
 use crate::error::{Error, Result, Status, fail};
 use crate::features::check_tensor;
 use crate::tensor::{DType, TensorMut};
@@ -187,7 +188,7 @@ impl Buffer {
             return fail!(InvalidArgument, "rows: are {:?}, the buffer's {:?}", rows.layout(), self.layout);
         }
         rows.clear();
-        let taken = self.draw(rows.room(), wait, |_, row, document| rows.push(row, document));
+        let taken = self.draw(rows.room(), wait, |_, row, _, document| rows.push(row, document));
         if taken.is_err() {
             rows.clear();
         }
@@ -210,14 +211,13 @@ impl Buffer {
         if documents.is_some() && !self.documents {
             return fail!(InvalidArgument, "documents: are not kept by this buffer");
         }
-        let mut values = vec![0.0; self.layout.row_len()];
-        self.draw(rows, wait, |i, bytes, document| {
-            let row = self.layout.tensor(bytes, 1);
+        self.draw(rows, wait, |i, bytes, values, document| {
+            let row = self.layout.row(bytes);
             if out.dtype() == dtype {
                 out.copy_row(i, &row, 0);
             } else {
-                row.read_row(0, &mut values);
-                out.write_row(i, &values);
+                row.read_row(0, values);
+                out.write_row(i, values);
             }
             if let Some(documents) = &mut documents {
                 documents[i] = document;
@@ -225,7 +225,7 @@ impl Buffer {
         })
     }
 
-    fn draw(&self, count: usize, wait: Wait, out: impl FnMut(usize, &[u8], i64)) -> Result<Taken> {
+    fn draw(&self, count: usize, wait: Wait, out: impl FnMut(usize, &[u8], &mut [f32], i64)) -> Result<Taken> {
         let mut held = self.lock()?;
         let half = held.half();
         if count > half {
@@ -261,7 +261,8 @@ impl Buffer {
     }
 
     /// Fills the buffer from a source, so many rows at a time as `at_once` was made for, and closes it where the source ends.
-    /// What fills and takes in turn, in one thread, repeats itself.
+    /// What fills and takes in turn, in one thread, repeats itself. On failure, and where another thread closes the buffer
+    /// meanwhile, the source is at the first row that was not taken.
     pub fn fill(&self, source: &mut dyn Source, at_once: &mut Rows) -> Result<()> {
         loop {
             let BufferStats { held, capacity, closed, .. } = self.stats()?;
@@ -269,22 +270,48 @@ impl Buffer {
                 return Ok(());
             }
             at_once.set_room(capacity - held);
+            let before = source.position();
             if source.next(at_once)? == 0 {
                 return self.close();
             }
-            // There is room for them, unless others push too.
-            self.push(&(&*at_once).into(), Wait::Forever)?;
+            let (taken, pushed) = self.push_all(at_once);
+            if taken < at_once.len() {
+                source.seek(&before)?;
+                at_once.set_room(taken);
+                if taken > 0 {
+                    source.next(at_once)?;
+                }
+            }
+            pushed?;
         }
     }
 
-    /// Writes all that decides what comes next into a safetensors file, which appears whole or not at all: the rows as `x`, in the
-    /// buffer's type, so that [`Shards`](super::Shards) read it too; `documents`, `norms`, and the rest in its metadata.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let mut held = self.lock()?;
-        saved::save(path, &mut held).map_err(|e| e.at(path.display()))
+    /// Takes in rows until all are in, the buffer is closed, or one cannot be held; tells how many were taken.
+    fn push_all(&self, rows: &Rows) -> (usize, Result<()>) {
+        let mut push = Push::from(rows);
+        while push.first < rows.len() {
+            // There is room for them, unless others push too.
+            match self.push(&push, Wait::Forever) {
+                Ok(taken) => push.first += taken,
+                // That it was closed meanwhile is no failure.
+                Err(error) => {
+                    return (push.first, self.stats().and_then(|stats| if stats.closed { Ok(()) } else { Err(error) }));
+                }
+            }
+        }
+        (push.first, Ok(()))
     }
 
-    /// A buffer as it was saved. Where its rows are held may be chosen anew, if there is room for as many; `None`: as they were.
+    /// Writes all that decides what comes next into a safetensors file, which appears whole or not at all: the rows as `x`, in the
+    /// buffer's type, so that [`Shards`](super::Shards) read it too; `documents`, `norms`, and the rest in its metadata. Others
+    /// wait while it is written, but not until it is on the disk.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        atomic::remove_leftovers(path);
+        atomic::write(path, |out| saved::write(out, &mut *self.lock()?)).map_err(|e| e.at(path.display()))
+    }
+
+    /// A buffer as it was saved. Where its rows are held may be chosen anew, if there is room for as many; `None`: as they were, but
+    /// in memory alone, and in at most 1 GiB.
     pub fn restore(path: &Path, room: Option<&Room>) -> Result<Self> {
         saved::restore(path, room).map(Self::of).map_err(|e| e.at(path.display()))
     }

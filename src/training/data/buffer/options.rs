@@ -9,13 +9,13 @@ use crate::error::{Result, fail};
 use crate::training::data::Layout;
 
 /// What is held in memory if nothing is said: 1 GiB.
-const MEMORY: u64 = 1 << 30;
+pub(super) const MEMORY: u64 = 1 << 30;
 /// Bytes that the count of a document takes at most: a table of twice as many entries as rows, to the next power of two.
 const DOCUMENT_COUNT: u64 = 80;
 /// A few numbers, whatever the size.
 const SMALL: u64 = 4096;
 /// Slots have numbers of 32 bits.
-const MAX_CAPACITY: u64 = u32::MAX as u64;
+pub(super) const MAX_CAPACITY: u64 = u32::MAX as u64;
 
 /// What a buffer is made with. Zeros stand for what is said there.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,7 +98,7 @@ impl Plan {
         let fixed = SMALL + Norms::BYTES + 8 * layout.row_len() as u64 + 2 * row_bytes;
         let each =
             4 + if choice.documents { 8 } else { 0 } + if choice.counts_documents() { DOCUMENT_COUNT } else { 0 };
-        let most = most.map_or(MAX_CAPACITY, |most| most as u64);
+        let most = most.map_or(MAX_CAPACITY, |most| MAX_CAPACITY.min(most as u64));
         let memory = if room.memory_bytes == 0 { MEMORY } else { room.memory_bytes };
         // The file is as large as was asked for, unless that is more than is needed.
         let wanted = room.spill_bytes / row_bytes;
@@ -131,7 +131,7 @@ impl Plan {
 }
 
 impl Room {
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         match (&self.spill_folder, self.spill_bytes) {
             (None, 1..) => fail!(InvalidArgument, "spill_folder: say where the {} spill_bytes go", self.spill_bytes),
             (Some(_), 0) => fail!(InvalidArgument, "spill_bytes: is 0, but a spill_folder is given"),

@@ -3,6 +3,8 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::backend::Input;
+use crate::backend::cpu::read_row;
 use crate::error::{Result, fail};
 use crate::features::check_tensor;
 use crate::tensor::{AlignedBytes, DType, Tensor, try_vec};
@@ -16,6 +18,8 @@ pub struct Push<'a> {
     pub x: Tensor<'a>,
     /// Like `x`: `x + addend`, formed in f32, is held.
     pub addend: Option<Tensor<'a>>,
+    /// Round the sum to x's type first, as engines do that write it back before reading it.
+    pub round_sum: bool,
     /// `[T]` i32: rows with 0 are left out.
     pub row_mask: Option<Tensor<'a>>,
     /// `[T]`: the document of each row, if the buffer keeps documents.
@@ -26,7 +30,7 @@ pub struct Push<'a> {
 
 impl<'a> From<Tensor<'a>> for Push<'a> {
     fn from(x: Tensor<'a>) -> Self {
-        Self { x, addend: None, row_mask: None, documents: None, first: 0 }
+        Self { x, addend: None, round_sum: false, row_mask: None, documents: None, first: 0 }
     }
 }
 
@@ -94,11 +98,7 @@ impl Incoming {
     /// Makes a row ready: its values become those that will be held.
     pub(super) fn read(&mut self, rows: &Push<'_>, row: usize) {
         let Self { dtype, values, addend, bytes } = self;
-        rows.x.read_row(row, values);
-        if let Some(tensor) = &rows.addend {
-            tensor.read_row(row, addend);
-            values.iter_mut().zip(addend).for_each(|(value, addend)| *value += *addend);
-        }
+        read_row(&Input { x: rows.x, addend: rows.addend, round_sum: rows.round_sum }, row, addend, values);
         // What is judged of a row is judged of it as it is held.
         match dtype {
             DType::F16 => {
@@ -118,6 +118,11 @@ impl Incoming {
     /// Takes the bytes of a row that was held before.
     pub(super) fn set(&mut self, row: &[u8]) {
         self.bytes.as_mut_slice().copy_from_slice(row);
+    }
+
+    /// Numbers of a row to work in, while none is on its way.
+    pub(super) fn scratch(&mut self) -> &mut [f32] {
+        &mut self.values
     }
 
     /// The bytes to be held.

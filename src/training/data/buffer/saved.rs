@@ -3,6 +3,7 @@
 //! `libsae_buffer`, a JSON object.
 
 use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use safetensors::SafeTensors;
@@ -10,8 +11,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::held::{Counts, Held};
-use super::options::{BufferOptions, Choice, Plan, Room};
-use crate::atomic;
+use super::options::{BufferMemory, BufferOptions, Choice, MAX_CAPACITY, MEMORY, Plan, Room};
 use crate::error::{Error, Result, Status, fail};
 use crate::tensor::{DType, Storage};
 use crate::training::data::Layout;
@@ -39,21 +39,19 @@ struct Facts {
     drawn: u64,
 }
 
-pub(super) fn save(path: &Path, held: &mut Held) -> Result<()> {
-    let documents: Vec<i64> = held.each_document().collect();
-    let norms: Vec<f32> = held.norms.in_order().collect();
-    let header = header(held, documents.len(), norms.len())?;
-    atomic::remove_leftovers(path);
-    atomic::write(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        out.write_all(bytemuck::cast_slice(&documents))?;
-        out.write_all(bytemuck::cast_slice(&norms))?;
-        held.each(|row| Ok(out.write_all(row)?))
-    })
+/// Writes the file's content.
+pub(super) fn write(out: &mut dyn Write, held: &mut Held) -> Result<()> {
+    let header = header(held)?;
+    let mut out = BufWriter::new(out);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    held.each_document().try_for_each(|document| out.write_all(&document.to_le_bytes()))?;
+    held.norms.in_order().try_for_each(|norm| out.write_all(&norm.to_le_bytes()))?;
+    held.each(|row| Ok(out.write_all(row)?))?;
+    Ok(out.flush()?)
 }
 
-fn header(held: &Held, documents: usize, norms: usize) -> Result<Vec<u8>> {
+fn header(held: &Held) -> Result<Vec<u8>> {
     let internal = |e: &dyn std::fmt::Display| Error::new(Status::Internal, format!("the header cannot be made: {e}"));
     let BufferOptions { layout, room, choice } = &held.options;
     let facts = Facts {
@@ -70,8 +68,8 @@ fn header(held: &Held, documents: usize, norms: usize) -> Result<Vec<u8>> {
     };
     let facts = serde_json::to_string(&facts).map_err(|e| internal(&e))?;
     let kinds = [
-        ("documents", Dtype::I64, vec![documents], choice.documents),
-        ("norms", Dtype::F32, vec![norms], true),
+        ("documents", Dtype::I64, vec![held.len()], choice.documents),
+        ("norms", Dtype::F32, vec![held.norms.len()], true),
         ("x", dtype_of(layout.dtype), layout.shape(held.len()), true),
     ];
     let mut end = 0;
@@ -115,26 +113,19 @@ pub(super) fn restore(path: &Path, room: Option<&Room>) -> Result<Held> {
     let layout = facts.layout()?;
     let options = BufferOptions { layout, room: room.unwrap_or(&facts.room).clone(), choice: facts.choice.clone() };
     let x = tensor("x", dtype_of(layout.dtype), &layout.shape(0)[1..])?;
-    let norms: Vec<f32> = numbers(tensor("norms", Dtype::F32, &[])?.data(), f32::from_le_bytes);
-    let documents: Option<Vec<i64>> = match facts.choice.documents {
-        true => Some(numbers(tensor("documents", Dtype::I64, &[])?.data(), i64::from_le_bytes)),
+    let norms = numbers(tensor("norms", Dtype::F32, &[])?, f32::from_le_bytes);
+    let documents = match facts.choice.documents {
+        true => Some(numbers(tensor("documents", Dtype::I64, &[])?, i64::from_le_bytes)),
         false => None,
     };
     let rows = x.shape()[0];
-    facts.check(rows, documents.as_ref().map(Vec::len))?;
+    facts.check(rows, documents.as_ref().map(ExactSizeIterator::len))?;
 
-    let plan = Plan::new(&options, Some(facts.capacity))?;
-    if plan.capacity() < facts.capacity {
-        return fail!(
-            InvalidArgument,
-            "memory_bytes and spill_bytes have room for {} rows, the saved buffer for {}: give as much as it had",
-            plan.capacity(),
-            facts.capacity
-        );
-    }
+    let plan = facts.plan(&options, room.is_some())?;
     let mut held = Held::new(&options, plan)?;
-    for (i, row) in x.data().chunks_exact(layout.row_bytes()).enumerate() {
-        held.put_back(row, documents.as_ref().map_or(0, |documents| documents[i]))?;
+    let mut documents = documents.into_iter().flatten();
+    for row in x.data().chunks_exact(layout.row_bytes()) {
+        held.put_back(row, documents.next().unwrap_or(0))?;
     }
     for norm in norms {
         held.norms.add(norm);
@@ -147,8 +138,11 @@ pub(super) fn restore(path: &Path, room: Option<&Room>) -> Result<Held> {
     Ok(held)
 }
 
-fn numbers<T, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|&bytes| number(bytes)).collect()
+fn numbers<'a, T, const N: usize>(
+    tensor: TensorView<'a>,
+    number: fn([u8; N]) -> T,
+) -> impl ExactSizeIterator<Item = T> + use<'a, T, N> {
+    tensor.data().as_chunks::<N>().0.iter().map(move |&bytes| number(bytes))
 }
 
 fn read_facts(bytes: &[u8]) -> Result<Facts> {
@@ -178,6 +172,10 @@ impl Facts {
     /// Refuses numbers that no buffer comes to.
     fn check(&self, rows: usize, documents: Option<usize>) -> Result<()> {
         self.choice.check().map_err(broken)?;
+        self.room.check().map_err(broken)?;
+        if !(2..=MAX_CAPACITY).contains(&(self.capacity as u64)) {
+            return Err(broken(format!("capacity is {}, and not 2 to {MAX_CAPACITY}", self.capacity)));
+        }
         let Counts { pushed, masked, not_finite, sinks, taken, unmixed } = self.counts;
         let known = [masked, not_finite, sinks, taken, rows as u64];
         if known.into_iter().try_fold(0u64, u64::checked_add) != Some(pushed) || unmixed > taken {
@@ -188,5 +186,37 @@ impl Facts {
             return Err(broken(format!("{rows} rows, {documents:?} documents, and room for {capacity}")));
         }
         Ok(())
+    }
+
+    /// Where as many rows go as could be held. A file alone puts nothing on a disk, and takes no more memory than a buffer of which
+    /// nothing is said; beyond that the caller has `chosen`.
+    fn plan(&self, options: &BufferOptions, chosen: bool) -> Result<Plan> {
+        let plan = Plan::new(options, Some(self.capacity)).map_err(|e| if chosen { e } else { broken(e.message()) })?;
+        let BufferMemory { capacity, memory_bytes, spill_bytes } = plan.memory();
+        if capacity < self.capacity {
+            let few = format!(
+                "memory_bytes and spill_bytes have room for {capacity} rows, the saved buffer for {}",
+                self.capacity
+            );
+            return match chosen {
+                true => fail!(InvalidArgument, "{few}: give as much as it had"),
+                false => Err(broken(few)),
+            };
+        }
+        if !chosen && spill_bytes > 0 {
+            return fail!(
+                InvalidArgument,
+                "spill_folder: the buffer was saved with a spill file of {spill_bytes} bytes; say where that goes now \
+                 (spill_bytes and spill_folder), or give memory_bytes for all of it"
+            );
+        }
+        if !chosen && memory_bytes > MEMORY {
+            return fail!(
+                InvalidArgument,
+                "memory_bytes: the saved buffer takes {memory_bytes}, more than the {MEMORY} that are taken unasked; say \
+                 that it may take as many"
+            );
+        }
+        Ok(plan)
     }
 }
