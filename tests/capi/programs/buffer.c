@@ -144,11 +144,16 @@ int main(int argc, char **argv) {
   CHECK((int64_t)state.taken == given && given == ROWS - ROWS / 50);
   CHECK(state.median_norm > 0.1f && state.median_norm < 2.0f);
 
-  /* What was saved is there again, twice the same. */
+  /* Where a spill file goes is not for a saved file to say. */
+  sae_buffer *nowhere = NULL;
+  CHECK(sae_buffer_restore(path, NULL, &nowhere, NULL) != SAE_OK && nowhere == NULL);
+  /* What was saved is there again, twice the same, all of it in memory or as before. */
+  sae_buffer_options in_memory = SAE_BUFFER_OPTIONS_INIT;
+  in_memory.memory_bytes = 1 << 20;
   float first[BATCH * D], second[BATCH * D];
   for (int time = 0; time < 2; ++time) {
     sae_buffer *again = NULL;
-    OK(sae_buffer_restore(path, time ? &options : NULL, &again, &error));
+    OK(sae_buffer_restore(path, time ? &options : &in_memory, &again, &error));
     OK(sae_buffer_stats(again, &state, &error));
     CHECK(state.taken == 6 * BATCH && state.capacity == size.capacity);
     matrix out;
