@@ -115,7 +115,8 @@ impl CudaSession {
             inside.pin(stream, Arc::clone(&held) as _)?;
         }
         held.sequence.begin(&*inside, stream, capture, joins)?;
-        let fast = self.screened.filter(|_| run.fast);
+        // Chosen by decoder norms, winners are listed by canonical values, which may come in another order and be negative.
+        let fast = self.screened.filter(|_| run.fast && !self.plan.ranked);
         let call = Call { inside: &*inside, stream, memory, order: run.order, fast, captured: capture.is_some() };
         let result = body(self, call);
         // Of a call that failed half-way, too, something may be under way.
