@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use sae::Status;
-use sae::backend::cuda::{StreamHandle, When};
+use sae::backend::cuda::{CudaModel, StreamHandle, When};
 use sae::backend::{Run, Stream};
 use sae::sae::Architecture;
+use sae::session::{Session, SessionOptions, Steer};
 use sae::tensor::DType;
 
+use crate::common::cases::Case;
 use crate::launches::{HOT_CALLS, all_sessions, options, sae, session};
-use crate::recorder::{Event, Recorder};
+use crate::recorder::{Event, Recorder, tensor, tensor_mut};
 
 const STREAM: StreamHandle = StreamHandle(0x5eed);
 
@@ -139,4 +141,58 @@ fn a_session_is_freed_when_its_work_is_done() {
         assert!(awaited && freed == 0, "{name}: {freed} things were given back too soon");
         assert!(recorder.is_clean(), "{name}");
     }
+}
+
+/// What a call in a capture waits for, and the capture's own mark that it sets.
+fn marks(recorder: &Recorder) -> (Event, Event) {
+    let events = recorder.take();
+    let waits = events.iter().find(|event| matches!(event, Event::WaitFor(..))).unwrap().clone();
+    let [.., set, Event::Leave] = &events[..] else { panic!("{events:?}") };
+    (waits, set.clone())
+}
+
+#[test]
+fn captures_that_go_on_by_turns_keep_their_order() {
+    let recorder = Recorder::new();
+    let mut session = session(&recorder, &sae(Architecture::TopK { k: 8 }, false, DType::F32), options());
+    let mut call = |capture: u64| {
+        recorder.capture(Some(capture));
+        HOT_CALLS[0].1(&mut session, run(), 70).unwrap();
+        marks(&recorder)
+    };
+    let mut set = Vec::new();
+    for capture in 0..8 {
+        let (waits, mark) = call(capture);
+        assert!(matches!(waits, Event::WaitFor(_, STREAM, When::Replayed)), "{capture}: {waits:?}");
+        assert!(!set.contains(&mark), "{capture}: another's mark");
+        set.push(mark);
+    }
+    for capture in [0, 1, 0, 7, 3, 2, 4, 5, 6] {
+        let (waits, mark) = call(capture);
+        let Event::Record(own, ..) = set[capture as usize] else { panic!("{mark:?}") };
+        assert_eq!((&waits, &mark), (&Event::WaitFor(own, STREAM, When::Now), &set[capture as usize]), "{capture}");
+    }
+    // One more takes the place of the one that was seen longest ago, and of no other.
+    assert_eq!(call(8).1, set[1]);
+    assert!(matches!(call(0).0, Event::WaitFor(_, STREAM, When::Now)));
+    assert!(matches!(call(1).0, Event::WaitFor(_, STREAM, When::Replayed)));
+}
+
+#[test]
+fn refused_calls_leave_the_graph_alone() {
+    let recorder = Recorder::new();
+    let case = Case { first_latent: 10, ..Case::plain(40, 50, 4, 8) };
+    let model = CudaModel::on(Arc::new(case.sae(&mut case.rng())), Arc::clone(&recorder) as _).unwrap();
+    let mut session = Session::new(model, SessionOptions { max_tokens: 4, ..SessionOptions::default() }).unwrap();
+    recorder.capture(Some(1));
+    recorder.take();
+    let steer = |session: &mut Session| {
+        let out = tensor_mut(1 << 33, DType::F32, &[4, 40], None);
+        session.steer(run(), tensor(1 << 32, DType::F32, &[4, 40], None).into(), Steer::default(), out)
+    };
+    let error = steer(&mut session).unwrap_err();
+    assert!(error.status() == Status::Unsupported && error.message().contains("is not captured"), "{error}");
+    let events = recorder.take();
+    assert_eq!(events, [Event::Enter, Event::CheckStream(STREAM), Event::Capture(STREAM), Event::Leave]);
+    assert!(recorder.destroy_graphs().is_empty());
 }

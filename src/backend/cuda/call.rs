@@ -21,8 +21,6 @@ pub(super) struct Call<'a> {
     pub order: Order,
     /// What bf16 products are made of, if they are good enough for scores.
     pub fast: Option<Screened>,
-    /// Whether the work goes into a graph, to be done later and often.
-    pub captured: bool,
 }
 
 impl Call<'_> {

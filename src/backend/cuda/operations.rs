@@ -3,7 +3,6 @@
 use super::call::{Call, chunks, normalization, order, rows_of};
 use super::launch::{features, features_or_none, integers};
 use super::params::{self, *};
-use super::plan::MAX_PARTS;
 use super::session::CudaSession;
 use crate::backend::{Input, Order, Steering, Wanted};
 use crate::error::{Result, fail};
@@ -265,11 +264,17 @@ impl CudaSession {
         Ok(())
     }
 
-    pub(super) fn steer(&self, mut call: Call<'_>, input: Option<Input<'_>>, steering: &Steering<'_>) -> Result<()> {
+    /// `encodes`: what [`Self::may_encode`] says.
+    pub(super) fn steer(
+        &self,
+        mut call: Call<'_>,
+        input: Option<Input<'_>>,
+        steering: &Steering<'_>,
+        encodes: bool,
+    ) -> Result<()> {
         let (plan, out) = (&self.plan, steering.out.as_ref());
         let input = input.unwrap_or_else(|| out.into());
         let (rows, y) = (input.x.rows(), steering.y.unwrap_or(out));
-        let encodes = plan.k.is_some() && self.may_encode(&call, steering)?;
         let encoding = plan.encoding(usize::MAX, rows);
         let chunk = call.memory.chunk(&plan.steered(encodes.then_some(&encoding)), rows);
         let mut prepared = self.take_prepared(&mut call.memory, chunk);
@@ -326,29 +331,29 @@ impl CudaSession {
         Ok(())
     }
 
-    /// Whether some row's edits may need to know which of the competing latents won. While a graph is captured, edits that are
-    /// set later count too.
-    fn may_encode(&self, call: &Call<'_>, steering: &Steering<'_>) -> Result<bool> {
+    /// Whether some row's edits may need to know which of the competing latents won. In a graph that is captured, edits that
+    /// are set later count too.
+    pub(super) fn may_encode(&self, captured: bool, steering: &Steering<'_>) -> Result<bool> {
+        if self.plan.k.is_none() {
+            return Ok(false);
+        }
         let complete =
             steering.known.as_ref().is_some_and(|known| known.width() >= self.held.model.sae().spec().max_active());
         if complete || self.needs_activations.contains(&true) {
             return Ok(!complete);
         }
         let spec = self.held.model.sae().spec();
-        if call.captured && spec.is_shard() {
+        if captured && spec.is_shard() {
             let name = spec.architecture.name();
             return fail!(
                 Unsupported,
                 "steering by a shard of a {name} SAE is not captured without the whole's features (known), since edits may later need them"
             );
         }
-        Ok(call.captured)
+        Ok(captured)
     }
 
     pub(super) fn merge(&self, mut call: Call<'_>, parts: &[FeaturesRef<'_>], out: &FeaturesMut<'_>) -> Result<()> {
-        if parts.len() > MAX_PARTS {
-            return fail!(InvalidArgument, "parts: at most {MAX_PARTS} are merged at once, not {}", parts.len());
-        }
         let (rows, k) = (out.counts.rows(), self.plan.k);
         let keys: usize = parts.iter().map(FeaturesRef::width).sum();
         let limit = out.width().min(k.unwrap_or(usize::MAX)).min(keys);

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use super::call::Call;
-use super::driver::{Block, CaptureId, Counter, Driver, Inside, OwnStream, StreamHandle};
+use super::driver::{Block, Counter, Driver, Inside, OwnStream, StreamHandle};
 use super::edits::EditTable;
 use super::model::{CudaModel, Screen, Screened};
-use super::order::Sequence;
+use super::order::{Captures, Sequence};
 use super::params::Latents;
-use super::plan::{Plan, Workspace, kept};
+use super::plan::{MAX_PARTS, Plan, Workspace, kept};
 use crate::backend::{self, Input, Limits, Operations, Run, Steering, Stream, Wanted};
-use crate::error::Result;
+use crate::error::{Result, fail};
 use crate::features::{FeaturesMut, FeaturesRef};
 use crate::sae::Sae;
 use crate::steering::Edit;
@@ -27,8 +27,8 @@ pub struct CudaSession {
     /// For each list of edits, whether they depend on activations.
     pub(super) needs_activations: Vec<bool>,
     stream: OwnStream,
-    /// The capture that holds a call already, and so keeps what calls need.
-    capture: Option<CaptureId>,
+    /// The captures that hold a call already, and so keep what calls need.
+    captures: Captures,
 }
 
 /// What launches need to be there: kept by the session, and by every graph that was captured from it.
@@ -84,7 +84,7 @@ impl CudaSession {
             plan,
             needs_activations: try_vec(false, limits.slots)?,
             stream,
-            capture: None,
+            captures: Captures::none(),
             held: Arc::new(held),
         })
     }
@@ -96,8 +96,19 @@ impl CudaSession {
         (plan.workspace(), kept(limits), plan.shared(sae))
     }
 
-    /// Runs a call: finds its stream, its memory and its place in the sequence, and waits at the end if that was asked for.
+    /// Runs a call that nothing more speaks against.
     fn call(&mut self, run: &Run<'_>, body: impl FnOnce(&Self, Call<'_>) -> Result<()>) -> Result<()> {
+        self.call_if(run, |_, _| Ok(()), |session, call, ()| body(session, call))
+    }
+
+    /// Runs a call: finds its stream, its memory and its place in the sequence, and waits at the end if that was asked for.
+    /// Whether it may be is asked before anything is put on the stream, or into the host's graph if it is `captured`.
+    fn call_if<T>(
+        &mut self,
+        run: &Run<'_>,
+        may: impl FnOnce(&Self, bool) -> Result<T>,
+        body: impl FnOnce(&Self, Call<'_>, T) -> Result<()>,
+    ) -> Result<()> {
         let held = Arc::clone(&self.held);
         let memory = held.workspace.get(run.device_workspace)?;
         let inside = Inside::new(held.driver())?;
@@ -110,19 +121,20 @@ impl CudaSession {
                 (stream, inside.capture(stream)?)
             }
         };
-        let joins = capture.is_some() && self.capture == capture;
-        if capture.is_some() && !joins {
+        let allowed = may(self, capture.is_some())?;
+        let captured = capture.map(|capture| self.captures.place(capture));
+        if captured.is_some_and(|captured| !captured.joins) {
             inside.pin(stream, Arc::clone(&held) as _)?;
         }
-        held.sequence.begin(&*inside, stream, capture, joins)?;
+        held.sequence.begin(&*inside, stream, captured)?;
         // Chosen by decoder norms, winners are listed by canonical values, which may come in another order and be negative.
         let fast = self.screened.filter(|_| run.fast && !self.plan.ranked);
-        let call = Call { inside: &*inside, stream, memory, order: run.order, fast, captured: capture.is_some() };
-        let result = body(self, call);
+        let call = Call { inside: &*inside, stream, memory, order: run.order, fast };
+        let result = body(self, call, allowed);
         // Of a call that failed half-way, too, something may be under way.
-        let ended = held.sequence.end(&*inside, stream, capture);
-        if ended.is_ok() && capture.is_some() {
-            self.capture = capture;
+        let ended = held.sequence.end(&*inside, stream, captured);
+        if let (Ok(()), Some(capture)) = (&ended, capture) {
+            self.captures.remember(capture);
         }
         result.and(ended)?;
         if run.stream == Stream::Synchronous { held.sequence.wait(&*inside) } else { Ok(()) }
@@ -172,7 +184,7 @@ impl Operations for CudaSession {
         let needs_activations = edits.iter().any(Edit::needs_activation);
         // Should the driver fail half-way, what the list may need is not forgotten.
         self.needs_activations[slot] |= needs_activations;
-        held.sequence.begin(&*inside, stream, None, false)?;
+        held.sequence.begin(&*inside, stream, None)?;
         let result = held.edits.set(&*inside, stream, slot, edits);
         result.and(held.sequence.end(&*inside, stream, None))?;
         self.needs_activations[slot] = needs_activations;
@@ -180,10 +192,17 @@ impl Operations for CudaSession {
     }
 
     fn steer(&mut self, run: Run<'_>, input: Option<Input<'_>>, steering: Steering<'_>) -> Result<()> {
-        self.call(&run, |session, call| session.steer(call, input, &steering))
+        self.call_if(
+            &run,
+            |session, captured| session.may_encode(captured, &steering),
+            |session, call, encodes| session.steer(call, input, &steering, encodes),
+        )
     }
 
     fn merge(&mut self, run: Run<'_>, parts: &[FeaturesRef<'_>], out: FeaturesMut<'_>) -> Result<()> {
+        if parts.len() > MAX_PARTS {
+            return fail!(InvalidArgument, "parts: at most {MAX_PARTS} are merged at once, not {}", parts.len());
+        }
         self.call(&run, |session, call| session.merge(call, parts, &out))
     }
 
