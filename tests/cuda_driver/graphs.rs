@@ -7,13 +7,13 @@ use sae::backend::Stream;
 use sae::session::Session;
 
 use crate::fake::Fake;
-use crate::scene::{Memory, edits, on_device, on_processor, sae};
+use crate::scene::{Memory, edits, on_device, on_device_by, on_processor, sae};
 
 fn launches_come_in_turn(fake: &Fake, seeds: std::ops::Range<i64>) {
     let sae = sae();
     for seed in seeds {
         fake.set("seed", seed);
-        let (mut device, mut processor) = (on_device(&sae), on_processor(&sae));
+        let (mut device, mut processor) = (on_device_by(&sae, seed), on_processor(&sae));
         let streams: Vec<_> = (0..3).map(|_| fake.stream(true)).collect();
         let host = |i: usize| Stream::Host(streams[i].handle());
         let mut captured: Vec<Memory> = (0..4).map(Memory::new).collect();
@@ -83,7 +83,7 @@ fn a_graph_keeps_what_it_needs() {
     for seed in 0..10 {
         fake.set("seed", seed);
         let stream = fake.stream(true);
-        let mut session = on_device(&sae);
+        let mut session = on_device_by(&sae, seed / 2);
         session.set_edits(0, &edits(3)).unwrap();
         let mut memory = Memory::new(5);
         let graph = fake.capture(&stream, || {

@@ -1,4 +1,5 @@
-// A library in place of NVIDIA's libcuda, to the letter of its documentation as far as libsae calls it. Kernels run on the
+// A library in place of NVIDIA's libcuda, by its documentation as far as libsae calls it. Where that is silent it assumes: that
+// cuGraphLaunch moves the events of a graph's external nodes at the call, as cuEventRecord does. Kernels run on the
 // processor; what streams are given is put off and done later, in any order that streams, events and graphs allow, drawn from
 // a seed. What a host or libsae must not do is kept as a fault and refused.
 //

@@ -4,7 +4,7 @@ use sae::Status;
 use sae::backend::Stream;
 
 use crate::fake::Fake;
-use crate::scene::{Memory, edits, on_device, on_processor, sae};
+use crate::scene::{Memory, edits, on_device, on_device_by, on_processor, sae};
 
 #[test]
 fn calls_and_edits_of_one_session_come_in_turn_whatever_the_streams() {
@@ -12,7 +12,7 @@ fn calls_and_edits_of_one_session_come_in_turn_whatever_the_streams() {
     let sae = sae();
     for seed in 0..40 {
         fake.set("seed", seed);
-        let (mut device, mut processor) = (on_device(&sae), on_processor(&sae));
+        let (mut device, mut processor) = (on_device_by(&sae, seed), on_processor(&sae));
         let mut streams: Vec<_> = (0..3).map(|i| fake.stream(i != 0)).collect();
         let mut numbers = crate::common::cases::numbers(seed as u64);
         let (mut found, mut expected) = (Vec::new(), Vec::new());
