@@ -1,6 +1,7 @@
 //! Letting go of what may not be let go of where that is told: the driver says from a place where it must not be called that
 //! nobody can launch a graph any more.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -27,6 +28,35 @@ fn release_all() {
             return;
         };
         drop(waiting);
-        drop(kept);
+        // A panic is told by its hook; it must not end the thread, since nobody would start another.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(kept)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Tells when it is let go of, and may panic then.
+    struct Telling(Mutex<Sender<&'static str>>, &'static str);
+
+    impl Drop for Telling {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().send(self.1).unwrap();
+            assert_ne!(self.1, "first", "let go of badly");
+        }
+    }
+
+    #[test]
+    fn what_panics_when_it_is_let_go_of_keeps_nothing_else() {
+        let (told, tells) = channel();
+        for what in ["first", "second"] {
+            release(Arc::new(Telling(Mutex::new(told.clone()), what)));
+            assert_eq!(tells.recv_timeout(Duration::from_secs(20)), Ok(what));
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result, Status, fail};
 /// The oldest driver that serves, as the driver counts: CUDA 12.0.
 const OLDEST: c_int = 12_000;
 
-/// Every function of the driver that is called.
+/// Every function of the driver that is called, but for those that tell of captures, of which one will do.
 const SYMBOLS: &[&str] = &[
     "cuInit",
     "cuDriverGetVersion",
@@ -53,7 +53,6 @@ const SYMBOLS: &[&str] = &[
     "cuUserObjectCreate",
     "cuUserObjectRelease",
     "cuGraphRetainUserObject",
-    OLD_CAPTURE,
 ];
 
 /// Tells of captures, in drivers before CUDA 12.3; later ones have it too, but it refuses graphs whose edges carry data.
@@ -126,7 +125,7 @@ pub(super) fn open() -> Result<CaptureInfo> {
         }
         match library.get::<OldCapture>(OLD_CAPTURE.as_bytes()) {
             Ok(ask) => Ok(CaptureInfo::Old(*ask)),
-            Err(e) => fail!(NoDevice, "NVIDIA's driver library: {e}"),
+            Err(_) => fail!(NoDevice, "NVIDIA's driver library has no {OLD_CAPTURE}; it is too old"),
         }
     }
 }

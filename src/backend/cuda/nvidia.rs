@@ -161,8 +161,10 @@ fn event(handle: EventHandle) -> CUevent {
 
 /// Of an event: it takes no times.
 const NO_TIMES: c_uint = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
-/// Of setting and awaiting an event in a capture: part of the graph.
-const EXTERNAL: c_uint = sys::CUevent_wait_flags::CU_EVENT_WAIT_EXTERNAL as c_uint;
+/// Of setting an event in a capture: part of the graph.
+const RECORD_EXTERNAL: c_uint = sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as c_uint;
+/// The same of awaiting one.
+const WAIT_EXTERNAL: c_uint = sys::CUevent_wait_flags::CU_EVENT_WAIT_EXTERNAL as c_uint;
 
 /// What the driver calls, from a thread that must not call it, when nobody can launch a graph any more.
 unsafe extern "C" fn unpin(kept: *mut c_void) {
@@ -343,13 +345,13 @@ unsafe impl Driver for NvidiaDriver {
         check(unsafe {
             match when {
                 When::Now => sys::cuEventRecord(event(mark), stream(on)),
-                When::Replayed => sys::cuEventRecordWithFlags(event(mark), stream(on), EXTERNAL),
+                When::Replayed => sys::cuEventRecordWithFlags(event(mark), stream(on), RECORD_EXTERNAL),
             }
         })
     }
 
     fn wait_for(&self, mark: EventHandle, on: StreamHandle, when: When) -> Result<()> {
-        let flags = if when == When::Replayed { EXTERNAL } else { 0 };
+        let flags = if when == When::Replayed { WAIT_EXTERNAL } else { 0 };
         // SAFETY: as above.
         check(unsafe { sys::cuStreamWaitEvent(stream(on), event(mark), flags) })
     }
