@@ -24,6 +24,7 @@
 // * `const T *` handles may be used by many threads at once, `T *` by one at a time. Handles are freed by their own
 //   function, which takes NULL.
 // * Callbacks must not throw, and must be callable from every thread that calls the library, or that the host lends it.
+// * On Linux the library cannot be unloaded: after dlclose it stays, since graphs that CUDA captured call back into it.
 // * Texts are UTF-8. A pointer does not matter where its count is 0. Codes and flags that are not known are refused.
 // * Shapes: T tokens, from 0 to a session's most; d_in, d_out: widths of vectors; n_latents: latents, and `width` slots
 //   for the active ones of a token. A latent's index is global: in a shard too, it is the whole model's.
@@ -878,7 +879,8 @@ typedef struct sae_steering {
 } sae_steering;
 
 /// Replaces the list of edits in a slot; none: the slot steers nothing. The edits are copied. A list may not name a latent
-/// twice. On failure the old list stays. On a GPU, calls and launches of graphs from now on steer by the new list, and those
+/// twice. On failure the old list stays, but for `SAE_ERROR_DEVICE_FAULT`: then the
+/// slot's list is the old one or empty. On a GPU, calls and launches of graphs from now on steer by the new list, and those
 /// before by the old one; beside a capture this becomes no part of the graph.
 sae_status sae_set_edits(sae_session *session,
                          int32_t slot,

@@ -45,7 +45,8 @@ pub struct sae_edit {
 const _: () = assert!(size_of::<sae_edit>() == 32);
 
 /// Replaces the list of edits in a slot; none: the slot steers nothing. The edits are copied. A list may not name a latent
-/// twice. On failure the old list stays. On a GPU, calls and launches of graphs from now on steer by the new list, and those
+/// twice. On failure the old list stays, but for `SAE_ERROR_DEVICE_FAULT`: then the
+/// slot's list is the old one or empty. On a GPU, calls and launches of graphs from now on steer by the new list, and those
 /// before by the old one; beside a capture this becomes no part of the graph.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_set_edits(

@@ -30,6 +30,13 @@ fn the_name_of_record_is_that_of_the_abi() {
     assert!(dynamic.lines().any(|line| line.contains("SONAME") && line.contains(&name)), "{dynamic}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn it_stays_when_it_is_closed() {
+    let dynamic = output("readelf", &["-d", library().to_str().unwrap()]);
+    assert!(dynamic.lines().any(|line| line.contains("FLAGS_1") && line.contains("NODELETE")), "{dynamic}");
+}
+
 #[test]
 fn versions() {
     assert_eq!(sae::capi::sae_abi_version(), sae::capi::SAE_ABI_VERSION);
