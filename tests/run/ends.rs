@@ -89,6 +89,15 @@ fn a_loss_that_stays_too_high_ends_the_run_and_is_not_kept() {
     let mut run = TrainingRun::start(plan).unwrap();
     for step in 1..=44 {
         run.advance().unwrap().unwrap();
+        if (38..43).contains(&step) {
+            let before = bytes(&folder.join("checkpoints"));
+            let error = run.checkpoint().unwrap_err();
+            assert_eq!(error.status(), Status::NotFinite);
+            for word in ["small", "above its bound", "the last good state", "step-000000000030"] {
+                assert!(error.message().contains(word), "{word}: {error}");
+            }
+            assert!(before == bytes(&folder.join("checkpoints")));
+        }
         let newest = fs::read_link(folder.join("checkpoints/latest")).ok();
         if step >= 30 {
             let expected = if step < 43 { "step-000000000030" } else { "step-000000000043" };

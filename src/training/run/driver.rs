@@ -260,10 +260,15 @@ impl TrainingRun {
         Ok(measured)
     }
 
-    /// Makes a checkpoint of where the run is, and gives its folder.
+    /// Makes a checkpoint of where the run is, and gives its folder. While a loss is above its bound it is refused, and the error
+    /// names the last good state.
     pub fn checkpoint(&mut self) -> Result<PathBuf> {
         if self.failed {
             return fail!(BadState, "the run has ended with an error, and what it is now is not worth keeping");
+        }
+        if let Some(member) = self.members.iter().find(|member| !member.is_well()) {
+            let message = format!("step {}: the loss is above its bound, and such a state is not kept", self.step);
+            return Err(self.with_last_state(member.named(Error::new(Status::NotFinite, message))));
         }
         let path = self.checkpoints.write(self.step, |folder| {
             let members = self.members.iter().map(|member| member.save(folder).map_err(|e| member.named(e)));

@@ -78,33 +78,47 @@ impl Train {
         match work(run) {
             Ok(None) => {}
             Ok(Some(signal)) => {
-                let path = run.checkpoint()?;
+                let kept = run.checkpoint();
                 report(run, config, &[])?;
-                let (step, path, config) = (grouped(run.step()), path.display(), self.config.display());
+                let (step, config) = (grouped(run.step()), self.config.display());
+                let kept = match kept {
+                    Ok(path) => format!("the checkpoint is {}", path.display()),
+                    Err(error) if error.status() == Status::NotFinite => {
+                        format!("no checkpoint was made: {}", error.message())
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 eprintln!(
-                    "sae: interrupted after step {step}; the checkpoint is {path}; `sae train --resume {config}` goes on from it"
+                    "sae: interrupted after step {step}; {kept}; `sae train --resume {config}` goes on from the newest"
                 );
                 return Ok(Outcome::Interrupted(signal));
             }
             Err(error) => {
                 // What came before can be looked at.
                 report(run, config, &[]).ok();
-                if error.status() != Status::NotFinite {
-                    return Err(error.into());
-                }
-                eprintln!("sae: {}", error.message());
-                return Ok(Outcome::No);
+                return ended(error);
             }
         }
         let measured = run.evaluate()?;
-        if run.step() > before {
-            run.checkpoint()?;
+        let kept = if run.step() > before { run.checkpoint().map(drop) } else { Ok(()) };
+        // What was trained for so long is shown and written as far as it can be, whatever fails.
+        let report = report(run, config, &measured);
+        if let Err(error) = kept {
+            return ended(error);
         }
         let exported = export(run, &config.export)?;
-        let report = report(run, config, &measured)?;
-        print(&finished(run, &measured, &exported, &report))?;
+        print(&finished(run, &measured, &exported, &report?))?;
         Ok(Outcome::Done)
     }
+}
+
+/// The end of a run by an error: divergence is an outcome.
+fn ended(error: sae::Error) -> Result {
+    if error.status() != Status::NotFinite {
+        return Err(error.into());
+    }
+    eprintln!("sae: {}", error.message());
+    Ok(Outcome::No)
 }
 
 /// Makes steps until there are no more, or a signal asks to stop, and gives its number.
@@ -175,13 +189,17 @@ fn export(run: &TrainingRun, options: &ExportOptions) -> Result<Vec<PathBuf>> {
     // The native format is a file, the others are folders or files as they like.
     let name = if options.format.as_deref().is_none_or(|f| f == "native") { "sae.safetensors" } else { "sae" };
     let save = SaveOptions { format: options.format.clone(), dtype };
-    let mut paths = Vec::new();
-    for (member, sae) in run.export()? {
-        let path = run.folder().join(member).join(name);
-        formats::save(&sae, &path, &save)?;
-        paths.push(path);
-    }
-    Ok(paths)
+    // One that cannot be written does not keep the others from it.
+    let saved: Vec<Result<PathBuf>> = run
+        .export()?
+        .into_iter()
+        .map(|(member, sae)| {
+            let path = run.folder().join(member).join(name);
+            formats::save(&sae, &path, &save)?;
+            Ok(path)
+        })
+        .collect();
+    saved.into_iter().collect()
 }
 
 /// Writes the report, and gives where.
