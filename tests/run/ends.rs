@@ -204,12 +204,14 @@ fn what_cannot_be_written_or_run_is_refused_by_name() {
     let below = dir.path().join("file/run");
     type Change<'a> = &'a dyn Fn(&mut Plan);
     let named = |name: &'static str| move |plan: &mut Plan| plan.members[0].name = name.to_owned();
-    let cases: [(Change<'_>, Status, &str); 13] = [
+    let cases: [(Change<'_>, Status, &str); 15] = [
         (&|plan| plan.folder = below.clone(), Status::Io, "file/run"),
         (&|plan| plan.members.clear(), Status::InvalidArgument, "no SAE"),
         (&named("large"), Status::InvalidArgument, "two SAEs are called large"),
         (&named("../up"), Status::InvalidArgument, "\"../up\" cannot name"),
         (&named("checkpoints"), Status::InvalidArgument, "\"checkpoints\" cannot name"),
+        (&named("Report.html"), Status::InvalidArgument, "\"Report.html\" cannot name"),
+        (&named("a.partial"), Status::InvalidArgument, "\"a.partial\" cannot name"),
         (&named(""), Status::InvalidArgument, "\"\" cannot name"),
         (&|plan| plan.members[1].options.k = 0, Status::InvalidArgument, "large: k must be"),
         (&|plan| plan.members[1].options.d = 5, Status::InvalidTensor, "large: sample"),
@@ -253,12 +255,37 @@ fn a_folder_is_of_one_run_and_one_process() {
     assert!(refused(&|plan| plan.members[0].layer = Some(0)).contains("small: layer is Some(0)"));
     assert!(refused(&|plan| plan.source = Box::new(Planted::new(704))).contains("rows held out"));
     assert!(refused(&|plan| *plan = crate::support::plan(folder, 6400)).contains("704 planted rows"));
+    // Of a run left after a checkpoint, one that is refused for the second SAE leaves the first's files too.
+    let mut run = TrainingRun::resume(plan(folder, 640)).unwrap();
+    run.advance().unwrap();
+    drop(run);
+    let before = bytes(folder);
+    assert!(refused(&|plan| plan.members[1].options.k = 4).contains("large: "));
+    assert!(before == bytes(folder));
+    fs::write(folder.join("large/events.out.tfevents"), "short").unwrap();
+    let before = bytes(folder);
+    assert!(refused(&|_| {}).contains("has 5 bytes"));
+    assert!(before == bytes(folder));
+    fs::remove_file(folder.join("large/events.out.tfevents")).unwrap();
     // What the numbers do not depend on may change.
     let mut plan = plan(folder, 640);
     plan.options = RunOptions { keep: 1, checkpoint_every: 3, divergence_factor: f64::INFINITY, ..options() };
     plan.pool = Pool::new(2).unwrap();
     finish(&mut TrainingRun::resume(plan).unwrap());
     assert_eq!(records(folder, "small").len(), 20);
+}
+
+#[test]
+fn metrics_without_a_checkpoint_are_not_begun_anew_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    finish(&mut TrainingRun::start(plan(dir.path(), 640)).unwrap());
+    fs::remove_dir_all(dir.path().join("checkpoints")).unwrap();
+    let before = bytes(dir.path());
+    let error = TrainingRun::start(plan(dir.path(), 640)).err().unwrap();
+    assert!(error.status() == Status::BadState && error.message().contains("small/metrics.jsonl"), "{error}");
+    assert!(before == bytes(dir.path()));
+    finish(&mut TrainingRun::resume(plan(dir.path(), 640)).unwrap());
+    assert_eq!(records(dir.path(), "small").len(), 20);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoints::Checkpoints;
 use super::member::{Measured, Member, MemberState, Working};
+use super::metrics::STEPS;
 use super::options::Agreed;
 use super::{RunOptions, StepRecord};
 use crate::atomic;
@@ -23,6 +24,8 @@ const CHECKPOINTS: &str = "checkpoints";
 const LOCK: &str = "run.lock";
 /// How long one waits for it.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// What else is in the folder, with what the tool puts there, and cannot be an SAE's.
+const RESERVED: [&str; 4] = [CHECKPOINTS, LOCK, "config.toml", "report.html"];
 /// A checkpoint's own file.
 const STATE: &str = "run.json";
 /// Of that file.
@@ -138,8 +141,11 @@ impl TrainingRun {
         if let Some((step, _)) = newest.as_ref().filter(|_| !resume) {
             return fail!(BadState, "holds a run, which has come to step {step}; resume it, or choose another folder");
         }
+        if newest.is_none() && !resume {
+            refuse_left_metrics(&members, &folder)?;
+        }
         let start = source.position();
-        let (state, members) = match &newest {
+        let (state, mut members) = match &newest {
             None => (None, start_all(&members, &folder, source.as_mut(), &options, &pool)?),
             Some((_, path)) => {
                 let resumed = resume_all(&members, &folder, path, &start, &options, &pool);
@@ -148,6 +154,9 @@ impl TrainingRun {
                 (Some(state), members)
             }
         };
+        for member in &mut members {
+            member.begin().map_err(|error| member.named(error))?;
+        }
         let records = Vec::with_capacity(members.len());
         let step = state.as_ref().map_or(0, |state| state.step);
         Ok(Self {
@@ -354,6 +363,20 @@ fn no_rows<T>() -> Result<T> {
     fail!(InvalidArgument, "the source gives no row to train on")
 }
 
+/// A run that starts would begin these files anew.
+fn refuse_left_metrics(members: &[Member], folder: &Path) -> Result<()> {
+    for Member { name, .. } in members {
+        if fs::metadata(folder.join(name).join(STEPS)).is_ok_and(|file| file.len() > 0) {
+            return fail!(
+                BadState,
+                "{name}/{STEPS} tells of a run of which there is no checkpoint; move it away or choose another folder, or resume, \
+                 which begins it anew"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Starts every SAE from the next rows of the source, which is then where it was.
 fn start_all(
     members: &[Member],
@@ -422,11 +445,13 @@ fn check(members: &[Member], held_out: Option<&Rows>, layout: Layout) -> Result<
         if name.is_empty()
             || name.starts_with('.')
             || !name.chars().all(known)
-            || [CHECKPOINTS, LOCK].contains(&&**name)
+            || RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved))
+            || name.ends_with(".partial")
         {
             return fail!(
                 InvalidArgument,
-                "{name:?} cannot name an SAE's folder: expected letters, digits, -, _ and ., and not {CHECKPOINTS} or {LOCK}"
+                "{name:?} cannot name an SAE's folder: expected letters, digits, -, _ and ., not .partial at the end, and none of {}",
+                RESERVED.join(", ")
             );
         }
         if !names.insert(name) {

@@ -15,11 +15,11 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens a file to go on after its first `length` bytes; what follows them is cut off. A file that is no longer there
-    /// begins anew; one that is shorter was changed by others and is refused.
+    /// Opens a file to go on after its first `length` bytes; what follows them stays until [`Self::cut`]. A file that is no longer
+    /// there begins anew; one that is shorter was changed by others and is refused.
     pub(super) fn open(path: &Path, length: u64) -> Result<Self> {
         let open = || {
-            let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+            let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
             let found = file.metadata()?.len();
             if 0 < found && found < length {
                 return fail!(
@@ -27,12 +27,15 @@ impl Log {
                     "has {found} bytes, but had {length} when the checkpoint was made; move it away to begin a new one"
                 );
             }
-            let length = length.min(found);
-            file.set_len(length)?;
-            file.seek(SeekFrom::Start(length))?;
-            Ok(Self { path: path.to_owned(), file, length })
+            Ok(Self { path: path.to_owned(), file, length: length.min(found) })
         };
         open().map_err(|e: Error| e.at(path.display()))
+    }
+
+    /// Cuts off what follows, to begin to write.
+    pub(super) fn cut(&mut self) -> Result<()> {
+        let cut = self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
+        cut.map(drop).map_err(|e| Error::from(e).at(self.path.display()))
     }
 
     /// How many bytes it has.
@@ -71,11 +74,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let mut log = Log::open(&path, 0).unwrap();
+        log.cut().unwrap();
         log.append(b"one\n").unwrap();
         let kept = log.length();
         log.append(b"two\n").unwrap();
         drop(log);
         let mut log = Log::open(&path, kept).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\n", "opened, it is as it was");
+        log.cut().unwrap();
         log.append(b"2\n").unwrap();
         log.sync().unwrap();
         assert_eq!((std::fs::read(&path).unwrap(), log.length()), (b"one\n2\n".to_vec(), 6));

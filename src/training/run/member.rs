@@ -121,6 +121,11 @@ impl Working {
         Ok(Self { member: member.clone(), trainer, files, watch, calls: Vec::new() })
     }
 
+    /// Begins to write to its files, once all that may be refused was not.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        self.files.begin()
+    }
+
     /// Trains on a batch.
     pub(super) fn train(&mut self, rows: &Rows, accumulate: bool) -> Result<()> {
         let batch = Batch { target: self.member.target(rows)?, accumulate, ..self.member.input(rows)?.into() };

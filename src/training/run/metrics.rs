@@ -125,19 +125,27 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Opens them in a folder to go on from where they had these lengths.
+    /// Opens them in a folder to go on from where they had these lengths; they stay as they are until [`Self::begin`].
     pub(super) fn open(folder: &Path, lengths: Lengths) -> Result<Self> {
         atomic::create_dir_all(folder).map_err(|e| e.at(folder.display()))?;
-        let mut files = Self {
+        let files = Self {
             steps: Log::open(&folder.join(STEPS), lengths.steps)?,
             evaluations: Log::open(&folder.join(EVALUATIONS), lengths.evaluations)?,
             events: Log::open(&folder.join(EVENTS), lengths.events)?,
         };
-        if files.events.length() == 0 {
-            files.events.append(&events::opening(now()))?;
-        }
         atomic::sync(folder);
         Ok(files)
+    }
+
+    /// Cuts off what was told after the checkpoint.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        for log in [&mut self.steps, &mut self.evaluations, &mut self.events] {
+            log.cut()?;
+        }
+        if self.events.length() == 0 {
+            self.events.append(&events::opening(now()))?;
+        }
+        Ok(())
     }
 
     pub(super) fn step(&mut self, record: &StepRecord) -> Result<()> {

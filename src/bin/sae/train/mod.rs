@@ -66,7 +66,7 @@ impl Train {
         }
         let run = if self.resume { TrainingRun::resume(plan) } else { TrainingRun::start(plan) };
         let mut run = run.map_err(|error| match error.status() {
-            Status::BadState if !self.resume => Failure::Message(format!("{} (--resume resumes it)", error.message())),
+            Status::BadState if !self.resume => Failure::Message(format!("{} (to resume: --resume)", error.message())),
             _ => Failure::from(error),
         })?;
         save(&run.folder().join(CONFIG), &config.text)?;
