@@ -204,13 +204,22 @@ fn what_cannot_be_written_or_run_is_refused_by_name() {
     let below = dir.path().join("file/run");
     type Change<'a> = &'a dyn Fn(&mut Plan);
     let named = |name: &'static str| move |plan: &mut Plan| plan.members[0].name = name.to_owned();
-    let cases: [(Change<'_>, Status, &str); 15] = [
+    let cases: [(Change<'_>, Status, &str); 17] = [
         (&|plan| plan.folder = below.clone(), Status::Io, "file/run"),
         (&|plan| plan.members.clear(), Status::InvalidArgument, "no SAE"),
         (&named("large"), Status::InvalidArgument, "two SAEs are called large"),
         (&named("../up"), Status::InvalidArgument, "\"../up\" cannot name"),
         (&named("checkpoints"), Status::InvalidArgument, "\"checkpoints\" cannot name"),
         (&named("Report.html"), Status::InvalidArgument, "\"Report.html\" cannot name"),
+        (
+            &|plan| {
+                plan.members[1].export = Some(sae::training::Export::Ema);
+                plan.members[1].options.no_ema = true;
+            },
+            Status::InvalidArgument,
+            "large: the moving average is to be exported",
+        ),
+        (&|plan| plan.options.divergence_factor = 1.0, Status::InvalidArgument, "divergence_factor"),
         (&named("a.partial"), Status::InvalidArgument, "\"a.partial\" cannot name"),
         (&named(""), Status::InvalidArgument, "\"\" cannot name"),
         (&|plan| plan.members[1].options.k = 0, Status::InvalidArgument, "large: k must be"),
@@ -286,6 +295,43 @@ fn metrics_without_a_checkpoint_are_not_begun_anew_unasked() {
     assert!(before == bytes(dir.path()));
     finish(&mut TrainingRun::resume(plan(dir.path(), 640)).unwrap());
     assert_eq!(records(dir.path(), "small").len(), 20);
+}
+
+#[test]
+fn a_checkpoint_whose_numbers_do_not_agree_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut long = plan(folder, 640);
+    long.options.sample = usize::MAX; // more than there are takes no memory
+    let mut run = TrainingRun::start(long).unwrap();
+    run.advance().unwrap();
+    let checkpoint = run.checkpoint().unwrap();
+    drop(run);
+    let refused = |words: &[&str]| {
+        let mut plan = plan(folder, 640);
+        plan.options.sample = usize::MAX;
+        let error = TrainingRun::resume(plan).err().unwrap();
+        assert_eq!(error.status(), Status::Format, "{error}");
+        for word in words {
+            assert!(error.message().contains(word), "{word}: {error}");
+        }
+    };
+    let path = checkpoint.join("run.json");
+    let sound: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for step in [0, 2, u64::MAX] {
+        let value = serde_json::json!({ "step": step });
+        let mut text = sound.clone();
+        text["step"] = value["step"].clone();
+        fs::write(&path, text.to_string()).unwrap();
+        refused(&["run.json: not a sound checkpoint", "in the folder of step 1", &step.to_string()]);
+    }
+    let mut text = sound.clone();
+    text["position"]["given"] = 100.into();
+    fs::write(&path, text.to_string()).unwrap();
+    refused(&["36 rows were given, but 32 to small"]);
+    fs::write(&path, sound.to_string()).unwrap();
+    fs::rename(&checkpoint, checkpoint.with_file_name(format!("step-{}", u64::MAX))).unwrap();
+    refused(&["not a sound checkpoint", "step 1 after"]);
 }
 
 #[test]

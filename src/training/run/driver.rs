@@ -16,6 +16,7 @@ use crate::atomic;
 use crate::backend::Pool;
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::Sae;
+use crate::training::Export;
 use crate::training::data::{Layout, Position, Rows, Source};
 
 /// The folder of the checkpoints.
@@ -66,7 +67,14 @@ impl Plan {
             of.transcoder |= member.target_layer.is_some();
             of.total_tokens = if of.total_tokens == 0 { planned } else { of.total_tokens };
             of.max_batch_tokens = of.max_batch_tokens.max(options.batch);
-            of.resolve().map_err(|e| e.at(&member.name))?;
+            let resolved = of.resolve().map_err(|e| e.at(&member.name))?;
+            if member.export == Some(Export::Ema) && resolved.no_ema {
+                let name = &member.name;
+                return fail!(
+                    InvalidArgument,
+                    "{name}: the moving average is to be exported, but no_ema says there is none"
+                );
+            }
             Ok(Member { options: of, ..member.clone() })
         });
         let members = resolved.collect::<Result<_>>()?;
@@ -144,11 +152,18 @@ impl TrainingRun {
         if newest.is_none() && !resume {
             refuse_left_metrics(&members, &folder)?;
         }
+        // More rows than there are take no memory.
+        let most =
+            |rows: usize| rows.min(source.len().map_or(usize::MAX, |len| usize::try_from(len).unwrap_or(usize::MAX)));
+        let room = |rows| Rows::new(layout, most(rows)).map_err(|e| e.at("batch"));
+        let rows = room(options.batch)?;
+        let ahead = room(if options.accumulate > 1 { options.batch } else { 0 })?;
+        let sample = Rows::new(layout, most(options.sample)).map_err(|e| e.at("sample"))?;
         let start = source.position();
         let (state, mut members) = match &newest {
-            None => (None, start_all(&members, &folder, source.as_mut(), &options, &pool)?),
-            Some((_, path)) => {
-                let resumed = resume_all(&members, &folder, path, &start, &options, &pool);
+            None => (None, start_all(&members, &folder, source.as_mut(), sample, &pool)?),
+            Some((step, path)) => {
+                let resumed = resume_all(&members, &folder, path, *step, &start, &options, &pool);
                 let (state, members) = resumed.map_err(|e| e.at(path.display()))?;
                 source.seek(&state.position)?;
                 (Some(state), members)
@@ -160,8 +175,8 @@ impl TrainingRun {
         let records = Vec::with_capacity(members.len());
         let step = state.as_ref().map_or(0, |state| state.step);
         Ok(Self {
-            rows: Rows::new(layout, options.batch)?,
-            ahead: Rows::new(layout, if options.accumulate > 1 { options.batch } else { 0 })?,
+            rows,
+            ahead,
             folder,
             options,
             members,
@@ -382,11 +397,10 @@ fn start_all(
     members: &[Member],
     folder: &Path,
     source: &mut dyn Source,
-    options: &RunOptions,
+    mut sample: Rows,
     pool: &Pool,
 ) -> Result<Vec<Working>> {
     let place = source.position();
-    let mut sample = Rows::new(source.layout(), options.sample)?;
     if source.next(&mut sample)? == 0 {
         return no_rows();
     }
@@ -400,6 +414,7 @@ fn resume_all(
     members: &[Member],
     folder: &Path,
     path: &Path,
+    step: u64,
     start: &Position,
     options: &RunOptions,
     pool: &Pool,
@@ -412,6 +427,16 @@ fn resume_all(
         return fail!(Unsupported, "{STATE}: version {} is not known; this library reads {VERSION}", value["version"]);
     }
     let state: State = serde_json::from_value(value).map_err(|e| broken(&e))?;
+    let given = state.position.given.checked_sub(state.start.given);
+    let Some(given) = given.filter(|&given| state.step == step && step <= given) else {
+        return fail!(
+            Format,
+            "{STATE}: not a sound checkpoint: step {} after rows {} to {}, in the folder of step {step}",
+            state.step,
+            state.start.given,
+            state.position.given
+        );
+    };
     options.agreed().check(&state.agreed)?;
     if *start != state.start {
         return fail!(
@@ -431,7 +456,14 @@ fn resume_all(
         .iter()
         .zip(&state.members)
         .map(|(member, of)| Working::resume(member, folder, path, of, pool).map_err(|e| e.at(&member.name)));
-    let resumed = resumed.collect::<Result<_>>()?;
+    let resumed = resumed.collect::<Result<Vec<Working>>>()?;
+    for Working { member, trainer, .. } in &resumed {
+        let of = trainer.progress().map_or(0, |progress| progress.rows_given);
+        if of != given {
+            let name = &member.name;
+            return fail!(Format, "{STATE}: not a sound checkpoint: {given} rows were given, but {of} to {name}");
+        }
+    }
     Ok((state, resumed))
 }
 

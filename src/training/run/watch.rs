@@ -1,4 +1,5 @@
-//! Whether a run still goes well: losses against their own running median.
+//! Whether a run still goes well: losses against their own running median, and against the smallest that it has been, which a
+//! steady rise does not take along.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,11 +11,16 @@ const WINDOW: usize = 101;
 /// Fewer say nothing yet.
 const LEAST: usize = 21;
 
+/// The smallest median's bound is so many times as wide as the running one's.
+const WIDER: f64 = 10.0;
+
 /// What is remembered of an SAE's losses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Watch {
     /// The latest that were within the bound, oldest first.
     recent: Vec<f64>,
+    /// The smallest median so far.
+    lowest: Option<f64>,
     /// How many in a row were beyond it.
     beyond: u64,
 }
@@ -27,24 +33,31 @@ impl Watch {
             return fail!(NotFinite, "step {step}: the loss is {loss}");
         }
         let median = self.median();
-        if median.is_none_or(|median| loss <= options.divergence_factor * median) {
+        self.lowest = self.lowest.into_iter().chain(median).reduce(f64::min);
+        let bounds = [
+            (options.divergence_factor, "running median", median),
+            (options.divergence_factor * WIDER, "smallest running median so far", self.lowest),
+        ];
+        let broken = bounds.into_iter().find_map(|(factor, what, of)| {
+            let of = of.filter(|of| loss > factor * of)?;
+            Some(format!("{factor} times its {what} of {of:.4}"))
+        });
+        let Some(broken) = broken else {
             self.beyond = 0;
             if self.recent.len() == WINDOW {
                 self.recent.remove(0);
             }
             self.recent.push(loss);
             return Ok(());
-        }
+        };
         self.beyond += 1;
         if self.beyond < options.divergence_steps {
             return Ok(());
         }
         fail!(
             NotFinite,
-            "step {step}: the run diverges: the loss is {loss:.4}, and has been above {} times its running median of {:.4} for {} \
-             steps (divergence_factor, divergence_steps)",
-            options.divergence_factor,
-            median.unwrap_or_default(),
+            "step {step}: the run diverges: the loss is {loss:.4}, above {broken}, and has been beyond its bounds for {} steps \
+             (divergence_factor, divergence_steps)",
             self.beyond
         )
     }
@@ -90,13 +103,20 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_of_the_latest_and_slow_rises_are_followed() {
+    fn the_median_is_of_the_latest_and_steady_rises_come_to_an_end() {
         let options = RunOptions { divergence_factor: 2.0, divergence_steps: 1, ..RunOptions::default() };
         let mut watch = Watch::default();
-        for step in 0..10_000 {
-            watch.observe(step, 1.01f64.powf(step as f64 / 2.0), &options).unwrap();
+        let rise = |step: u64| 1.01f64.powf(step as f64 / 2.0);
+        for step in 0..600 {
+            watch.observe(step, rise(step), &options).unwrap();
         }
         assert_eq!(watch.recent.len(), WINDOW);
-        assert!(watch.observe(10_000, 2.1 * watch.median().unwrap(), &options).is_err());
+        assert!(watch.clone().observe(600, 2.1 * watch.median().unwrap(), &options).is_err());
+        let error = (600..10_000).find_map(|step| watch.observe(step, rise(step), &options).err()).unwrap();
+        assert!(error.message().contains("20 times its smallest running median so far of 1.05"), "{error}");
+        assert!(error.message().contains("step 613"), "{error}");
+        let mut watch = Watch::default();
+        let options = RunOptions { divergence_factor: f64::INFINITY, ..options };
+        (0..10_000).for_each(|step| watch.observe(step, rise(step), &options).unwrap());
     }
 }
