@@ -82,7 +82,7 @@ fn lines(path: &Path) -> Vec<BTreeMap<String, serde_json::Value>> {
 #[test]
 fn a_run_leaves_saes_metrics_and_a_report() {
     let place = Place::new();
-    let config = place.config("config.toml", &[]);
+    let config = place.config("config.toml", &[("[data]", "# </pre><script>&\n[data]")]);
     let checked = sae(&["train", &config, "--check"]).ended(0);
     assert!(checked.out.contains("rows [64] of f16: 7,680, of which 512 are held out"), "{}", checked.out);
     assert!(!place.at("run").exists(), "it was to do nothing");
@@ -118,6 +118,7 @@ fn a_run_leaves_saes_metrics_and_a_report() {
     }
     assert_eq!(report.matches("<svg ").count(), 8);
     assert_eq!(report.matches("</svg>").count(), 8);
+    assert!(report.contains("# &lt;/pre&gt;&lt;script&gt;&amp;"), "the configuration is text");
     for word in ["prefers-color-scheme: dark", "small", "large", "Learning rate", "log₁₀ density", "n_latents = 256"]
     {
         assert!(report.contains(word), "{word}");
@@ -288,6 +289,7 @@ fn what_a_configuration_cannot_say_is_refused_by_name() {
         ("block_rows = 16", "shuffle = false", &["window_blocks is of the shuffle, but shuffle is false"]),
         ("held_out = 512", "held_out = 512\nepochs = 2", &["epochs", "held_out_paths"]),
         ("held_out = 512", "held_out = 5120", &["held_out is 5120 rows, more than half of the 7680"]),
+        ("held_out = 512", "held_out = 9_000_000_000_000_000", &["held_out is 9000000000000000 rows, more than half"]),
         ("held_out = 512", "held_out = 0\nheld_out_paths = []", &["held_out is 0, but held_out_paths names files"]),
         ("held_out = 512", "first_position = 4\nend_position = 4", &["end_position is 4", "first_position"]),
         ("activations/", "nothing/", &["[data]", "nothing"]),

@@ -61,7 +61,7 @@ impl Train {
             pool: Pool::new(self.threads.unwrap_or(config.threads))?,
         };
         if self.check {
-            print(&summary(&plan)?)?;
+            print(&summary(&plan, config.held_out.data.is_some())?)?;
             return Ok(Outcome::Done);
         }
         let run = if self.resume { TrainingRun::resume(plan) } else { TrainingRun::start(plan) };
@@ -143,13 +143,19 @@ fn open(config: &Config) -> Result<(Box<dyn Source>, Option<Rows>)> {
     };
     let mut source = open(&config.data)?;
     let HeldOut { rows, data } = &config.held_out;
-    let mut held_out = Rows::new(source.layout(), *rows)?;
-    match data {
+    // No more memory than there are rows.
+    let room = |of: &Shards| {
+        let there = of.len().map_or(usize::MAX, |len| usize::try_from(len).unwrap_or(usize::MAX));
+        Rows::new(of.layout(), there.min(*rows))
+            .map_err(|e| Failure::Message(format!("[data] held_out: {}", e.message())))
+    };
+    let held_out = match data {
         _ if *rows == 0 => return Ok((Box::new(source), None)),
         Some(data) => {
             let mut other = open(data)?;
-            held_out = Rows::new(other.layout(), *rows)?;
+            let mut held_out = room(&other)?;
             other.next(&mut held_out)?;
+            held_out
         }
         None => {
             let there = source.len().unwrap_or(u64::MAX);
@@ -158,9 +164,11 @@ fn open(config: &Config) -> Result<(Box<dyn Source>, Option<Rows>)> {
                     "[data] held_out is {rows} rows, more than half of the {there} that there are; say fewer, or 0 for none"
                 )));
             }
+            let mut held_out = room(&source)?;
             source.next(&mut held_out)?;
+            held_out
         }
-    }
+    };
     Ok((Box::new(source), Some(held_out)))
 }
 
@@ -219,14 +227,16 @@ fn save(path: &Path, text: &str) -> Result<()> {
     })
 }
 
-/// What would be done.
-fn summary(plan: &Plan) -> Result<String> {
+/// What would be done; rows held out may be of other files.
+fn summary(plan: &Plan, other: bool) -> Result<String> {
     let (options, members) = plan.resolve()?;
     let layout = plan.source.layout();
     let shape: Vec<String> = layout.shape(1)[1..].iter().map(usize::to_string).collect();
     let rows = plan.source.len().map_or("no end of".to_owned(), grouped);
     let held = grouped(plan.held_out.as_ref().map_or(0, Rows::len) as u64);
-    let mut text = format!("rows [{}] of {}: {rows}, of which {held} are held out\n", shape.join(", "), layout.dtype);
+    let held =
+        if other { format!("; {held} of other files are held out") } else { format!(", of which {held} are held out") };
+    let mut text = format!("rows [{}] of {}: {rows}{held}\n", shape.join(", "), layout.dtype);
     text += &format!("a step: {} × {} rows\n", options.accumulate, grouped(options.batch as u64));
     for Member { name, options, .. } in &members {
         let TrainOptions { d, n_latents, learning_rate, dead_after_tokens, .. } = options.resolve()?;

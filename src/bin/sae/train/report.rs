@@ -165,16 +165,18 @@ fn charts(all: &[History]) -> String {
 
 /// How often latents are active on the rows held out.
 fn densities(measured: &[Measured]) -> String {
-    let Some(rows) = measured.first().map(|of| of.evaluation.metrics.rows).filter(|&rows| rows > 0) else {
+    // Rows that are not fit for one SAE may be for another.
+    let rows = |of: &Measured| of.evaluation.metrics.rows;
+    let Some(most) = measured.iter().map(rows).max().filter(|&most| most > 0) else {
         return String::new();
     };
     // From the bin of a single row to that which ends with all.
-    let first = ((1.0 / rows as f64).log10() / BIN).floor();
+    let first = ((1.0 / most as f64).log10() / BIN).floor();
     let bins = (-first).max(1.0) as usize;
     let series = measured.iter().map(|of| {
         let mut counts = vec![0; bins];
         for &active in of.active_rows.iter().filter(|&&active| active > 0) {
-            let bin = ((active as f64 / rows as f64).log10() / BIN).floor() - first;
+            let bin = ((active as f64 / rows(of) as f64).log10() / BIN).floor() - first;
             counts[(bin as usize).min(bins - 1)] += 1;
         }
         (of.name.clone(), counts)
@@ -182,9 +184,12 @@ fn densities(measured: &[Measured]) -> String {
     let title = "Density: latents by log₁₀ of the share of rows held out on which they are active";
     let x = "log₁₀ density";
     let histogram = Histogram { title, x, from: first * BIN, width: BIN, series: series.collect() };
-    let silent = |of: &Measured| grouped(of.active_rows.iter().filter(|&&active| active == 0).count() as u64);
+    let silent = |of: &Measured| {
+        let silent = of.active_rows.iter().filter(|&&active| active == 0).count();
+        format!("{} ({} rows)", grouped(silent as u64), grouped(rows(of) as u64))
+    };
     let beside = measured.iter().map(|of| (of.name.as_str(), silent(of)));
-    figure(title, &histogram.svg(), &format!("on none of {} rows", grouped(rows as u64)), beside)
+    figure(title, &histogram.svg(), "on no row held out", beside)
 }
 
 /// A drawing and the numbers beside it.
