@@ -113,9 +113,9 @@ pub(super) fn restore(path: &Path, room: Option<&Room>) -> Result<Held> {
     let layout = facts.layout()?;
     let options = BufferOptions { layout, room: room.unwrap_or(&facts.room).clone(), choice: facts.choice.clone() };
     let x = tensor("x", dtype_of(layout.dtype), &layout.shape(0)[1..])?;
-    let norms = numbers(tensor("norms", Dtype::F32, &[])?, f32::from_le_bytes);
+    let norms = numbers(&tensor("norms", Dtype::F32, &[])?, f32::from_le_bytes);
     let documents = match facts.choice.documents {
-        true => Some(numbers(tensor("documents", Dtype::I64, &[])?, i64::from_le_bytes)),
+        true => Some(numbers(&tensor("documents", Dtype::I64, &[])?, i64::from_le_bytes)),
         false => None,
     };
     let rows = x.shape()[0];
@@ -139,7 +139,7 @@ pub(super) fn restore(path: &Path, room: Option<&Room>) -> Result<Held> {
 }
 
 fn numbers<'a, T, const N: usize>(
-    tensor: TensorView<'a>,
+    tensor: &TensorView<'a>,
     number: fn([u8; N]) -> T,
 ) -> impl ExactSizeIterator<Item = T> + use<'a, T, N> {
     tensor.data().as_chunks::<N>().0.iter().map(move |&bytes| number(bytes))
