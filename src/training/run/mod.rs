@@ -22,7 +22,7 @@
 //! };
 //! let mut run = TrainingRun::resume(plan)?; // from the newest checkpoint, or from the start
 //! while let Some(records) = run.advance()? {
-//!     println!("step {}: FVU {:.4} and {:.4}", run.step(), records[0].fvu, records[1].fvu);
+//!     println!("step {}: FVU {:.4} and {:.4}", records[0].step, records[0].fvu, records[1].fvu);
 //! }
 //! let (evaluations, path) = (run.evaluate()?, run.checkpoint()?);
 //! # let _ = (evaluations, path); Ok(()) }
