@@ -130,6 +130,14 @@ pub(crate) fn check_tensor(
     Ok(())
 }
 
+/// Refuses a tensor that the processor cannot read, by name; `why` says who must.
+pub(crate) fn check_host(name: &str, tensor: &Tensor<'_>, why: &str) -> Result<()> {
+    if !tensor.device().is_host() {
+        return fail!(Unsupported, "{name}: {why}, but the data is on {}", tensor.device());
+    }
+    Ok(())
+}
+
 /// Features in memory of their own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Features {

@@ -5,9 +5,7 @@
 mod runs;
 
 use half::{bf16, f16};
-use runs::{
-    D, N, RECIPES, Spoil, activations, bits, both_exports, noise, of, options, overflow, refused, started, view,
-};
+use runs::{D, N, Spoil, activations, bits, both_exports, noise, of, options, overflow, refused, started, view};
 use sae::Status;
 use sae::backend::cpu::{Kernels, training::CpuTraining};
 use sae::backend::training::{LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape};
@@ -45,7 +43,7 @@ fn a_run_learns_and_tells_what_it_did() {
 
 #[test]
 fn every_recipe_learns_from_a_random_start() {
-    for recipe in RECIPES {
+    for recipe in Recipe::ALL {
         // Coefficients are meant for thousands of dimensions; here they would have nothing reconstructed.
         let sparsity_coefficient = if of(recipe).k == 0 { 0.1 } else { 0.0 };
         let mut trainer = started(&TrainOptions { sparsity_coefficient, ..of(recipe) }, Pool::serial());
@@ -367,7 +365,7 @@ fn sums_are_rounded_as_the_host_does() {
 #[test]
 fn the_start_does_not_depend_on_the_batch_size() {
     let row = activations(2, 1);
-    for recipe in RECIPES {
+    for recipe in Recipe::ALL {
         // The smallest batch there is, as some recipes have nothing to export before it.
         let start = |max_batch_tokens| {
             let mut trainer = started(&TrainOptions { max_batch_tokens, ..of(recipe) }, Pool::serial());

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "runs/golden.rs"]
+mod golden;
+
+use golden::Golden;
 use sae::backend::Pool;
 use sae::sae::{Architecture, Matrix, Sae, Spec, Weights};
 use sae::tensor::Tensor;
 use sae::training::{Export, StepStats, TrainOptions, Trainer};
-use safetensors::SafeTensors;
 
 const D: usize = 32;
 const N: usize = 256;
@@ -27,24 +30,6 @@ fn options() -> TrainOptions {
         clip_norm: CLIP,
         ema_decay: 0.9,
         ..TrainOptions::default()
-    }
-}
-
-struct Golden(Vec<u8>);
-
-impl Golden {
-    fn read() -> Self {
-        Self(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/training.safetensors")).unwrap())
-    }
-
-    fn f32(&self, name: &str) -> Vec<f32> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
-    }
-
-    fn f64(&self, name: &str) -> Vec<f64> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect()
     }
 }
 
@@ -91,7 +76,7 @@ fn deviations(golden: &Golden, trained: &[Sae; 2]) -> Vec<(String, f64)> {
 
 #[test]
 fn twenty_steps_agree_with_float64() {
-    let golden = Golden::read();
+    let golden = Golden::read("training.safetensors");
     let (stats, trained) = run(&golden, &options());
     for (name, deviation) in deviations(&golden, &trained) {
         println!("{name}: {deviation:.2e}");
@@ -110,7 +95,7 @@ fn twenty_steps_agree_with_float64() {
 
 #[test]
 fn the_comparison_sees_each_part_of_the_step() {
-    let golden = Golden::read();
+    let golden = Golden::read("training.safetensors");
     type Spoil = fn(&mut TrainOptions);
     let spoils: [(&str, Spoil); 6] = [
         ("AuxK off", |o| o.no_aux = true),

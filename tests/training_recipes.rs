@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "runs/golden.rs"]
+mod golden;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use golden::Golden;
 use sae::backend::training::Parameter;
 use sae::backend::{Pool, Run, Wanted};
 use sae::sae::{Architecture, Gate, Matrix, Sae, Spec, Weights};
@@ -82,26 +86,14 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-struct Golden(Vec<u8>);
-
 impl Golden {
-    fn read(name: &str) -> Self {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/training_recipes");
-        Self(std::fs::read(format!("{folder}/{name}.safetensors")).unwrap())
+    /// That of a case.
+    fn of(name: &str) -> Self {
+        Self::read(&format!("training_recipes/{name}.safetensors"))
     }
 
     fn has(&self, name: &str) -> bool {
-        SafeTensors::deserialize(&self.0).unwrap().tensor(name).is_ok()
-    }
-
-    fn f32(&self, name: &str) -> Vec<f32> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
-    }
-
-    fn f64(&self, name: &str) -> Vec<f64> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect()
+        self.bytes(name).is_some()
     }
 
     /// The SAE that the run starts from.
@@ -188,7 +180,7 @@ fn deviations(golden: &Golden, kind: &str, sae: &Sae) -> Vec<(String, f64)> {
 #[test]
 fn twenty_steps_agree_with_float64() {
     for case in cases() {
-        let golden = Golden::read(case.name);
+        let golden = Golden::of(case.name);
         let (stats, trainer) = train(&golden, &case, Pool::serial());
         for (step, (stats, report)) in stats.iter().zip(golden.f64("reports").chunks(7)).enumerate() {
             let found = [stats.mse, stats.aux, stats.sparsity, stats.fvu, stats.l0, stats.dead as f64, stats.grad_norm];
@@ -231,7 +223,7 @@ fn each_part_of_a_loss_is_seen() {
         ("gated", "the warm-up", |o| o.sparsity_warmup_steps = 0),
     ];
     for (recipe, what, spoil) in spoils {
-        let golden = Golden::read(recipe);
+        let golden = Golden::of(recipe);
         let mut case = cases().into_iter().find(|case| case.name == recipe).unwrap();
         spoil(&mut case.options);
         if case.options.recipe == Recipe::TopK {
@@ -253,7 +245,7 @@ fn exports(trainer: &Trainer) -> Vec<u32> {
 #[test]
 fn threads_do_not_show() {
     for case in cases() {
-        let golden = Golden::read(case.name);
+        let golden = Golden::of(case.name);
         let run = |threads| {
             let (stats, trainer) = train(&golden, &case, Pool::new(threads).unwrap());
             (stats, exports(&trainer))
@@ -268,7 +260,7 @@ fn threads_do_not_show() {
 #[test]
 fn a_resumed_run_has_the_same_bits() {
     for case in cases() {
-        let golden = Golden::read(case.name);
+        let golden = Golden::of(case.name);
         let batches = golden.batches();
         // Some batches are accumulated; one save is in the middle of that.
         let step = |trainer: &mut Trainer, i: usize| {
@@ -294,7 +286,7 @@ fn a_resumed_run_has_the_same_bits() {
 #[test]
 fn what_is_exported_encodes_as_it_trained() {
     for case in cases() {
-        let golden = Golden::read(case.name);
+        let golden = Golden::of(case.name);
         let (_, mut trainer) = train(&golden, &case, Pool::serial());
         let sae = trainer.export(Export::Weights).unwrap();
         let first = &golden.batches()[0];
@@ -337,7 +329,7 @@ fn what_is_exported_encodes_as_it_trained() {
 #[test]
 fn dead_latents_start_anew() {
     for recipe in ["relu", "jump_relu", "gated", "batch_top_k", "skip_transcoder"] {
-        let golden = Golden::read(recipe);
+        let golden = Golden::of(recipe);
         let mut case = cases().into_iter().find(|case| case.name == recipe).unwrap();
         (case.options.no_aux, case.options.k_aux) = (true, 0);
         // Latents that cannot fire: they are dead from the second batch on.
@@ -480,7 +472,7 @@ fn a_run_takes_over_and_hands_on_what_an_sae_computes() {
         ("skip_transcoder", &[longer]),
     ] {
         for scaling in [Scaling::None, Scaling::RootWidth, Scaling::UnitSquare] {
-            let golden = Golden::read(name);
+            let golden = Golden::of(name);
             let mut case = cases().into_iter().find(|case| case.name == name).unwrap();
             case.options.scaling = scaling;
             let (mut spec, mut weights) = golden.start(case.start, &case.options).into_parts();
@@ -531,7 +523,7 @@ const PARAMETERS: [Parameter; 8] = [
 fn what_is_frozen_stays_and_the_rest_moves() {
     let dir = tempfile::tempdir().unwrap();
     for case in cases() {
-        let golden = Golden::read(case.name);
+        let golden = Golden::of(case.name);
         let batches = golden.batches();
         let trained = stored_weights(&warm(&golden, &case, Pool::serial()), dir.path());
         for frozen in PARAMETERS.into_iter().filter(|parameter| trained.contains_key(parameter.name())) {

@@ -185,8 +185,13 @@ pub(crate) fn round(v: &[f32], levels: f32, mut write: impl FnMut(&[i32; 16])) -
     };
     let norm = root(squares) * f64::from(scale);
     let lost = root(lost) * f64::from(scale) + 8.0 * epsilon * norm + tiny;
-    let up = |v: f64| if v == 0.0 { 0.0 } else { (v as f32).next_up() };
     Rounded { scale, lost: up(lost), norm: up(norm + lost) }
+}
+
+/// At least `v`, which is not negative.
+#[inline(always)]
+pub(crate) fn up(v: f64) -> f32 {
+    if v == 0.0 { 0.0 } else { (v as f32).next_up() }
 }
 
 /// The nearest whole number of one below 2²², without a call or a branch on any processor.

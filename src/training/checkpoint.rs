@@ -10,23 +10,20 @@ use std::fs::File;
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
 use serde::{Deserialize, Serialize};
 
+use super::container::Container;
 use super::{Progress, TrainOptions};
 use crate::atomic;
 use crate::backend::training::{Parameter, Role, Training};
-use crate::error::{Error, Result, Status, fail};
+use crate::error::{Error, Result, fail};
 use crate::tensor::{Array, Storage};
 
 /// The file in the folder.
 const FILE: &str = "checkpoint.safetensors";
-/// The entry of the metadata.
-const KEY: &str = "libsae_checkpoint";
 /// Of the layout described above.
-const VERSION: u32 = 1;
-/// What a header's length is a multiple of.
-const ALIGN: usize = 8;
+const CONTAINER: Container = Container { name: "checkpoint", key: "libsae_checkpoint", version: 1 };
 /// More than any run counts; what is added to less does not wrap.
 const MAX_COUNT: u64 = 1 << 63;
 const UNFIRED: &str = "tokens_since_fired";
@@ -155,27 +152,20 @@ pub(super) fn save(folder: &Path, options: &TrainOptions, progress: &Progress, b
     let path = folder.join(FILE);
     atomic::remove_leftovers(&path);
     atomic::write(&path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         entries.iter().try_for_each(|entry| entry.write(backend, out))
     })
 }
 
-/// The JSON header, filled with spaces so that the numbers after it are aligned.
 fn header(entries: &[Entry], options: &TrainOptions, progress: &Progress) -> Result<Vec<u8>> {
-    let internal = |e: &dyn std::fmt::Display| Error::new(Status::Internal, format!("the header cannot be made: {e}"));
-    let facts = Facts { version: VERSION, options: options.clone(), progress: progress.clone() };
-    let facts = serde_json::to_string(&facts).map_err(|e| internal(&e))?;
+    let facts = Facts { version: CONTAINER.version, options: options.clone(), progress: progress.clone() };
     let mut end = 0;
     let infos = entries.iter().map(|entry| {
         let info;
         (info, end) = entry.info(end);
         (entry.name.clone(), info)
     });
-    let metadata = Metadata::new(Some([(KEY.to_owned(), facts)].into()), infos.collect()).map_err(|e| internal(&e))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|e| internal(&e))?;
-    header.resize(header.len().next_multiple_of(ALIGN), b' ');
-    Ok(header)
+    CONTAINER.header(&facts, infos.collect())
 }
 
 /// A checkpoint whose names, types and shapes were found sound.
@@ -188,7 +178,7 @@ pub(super) struct Stored {
 pub(super) fn open(folder: &Path) -> Result<Stored> {
     let file = File::open(folder.join(FILE)).map_err(|e| Error::from(e).at(FILE))?;
     let stored = Storage::map(&file).map_err(|e| e.at(FILE)).and_then(|bytes| {
-        let facts = read_facts(bytes.bytes()).map_err(|e| e.at(FILE))?;
+        let facts = CONTAINER.facts(bytes.bytes()).map_err(|e| e.at(FILE))?;
         Ok(Stored { bytes, facts })
     })?;
     stored.check().map_err(|e| e.at(FILE))?;
@@ -196,22 +186,7 @@ pub(super) fn open(folder: &Path) -> Result<Stored> {
 }
 
 fn broken(error: impl std::fmt::Display) -> Error {
-    Error::new(Status::Format, format!("not a sound checkpoint: {error}"))
-}
-
-fn read_facts(bytes: &[u8]) -> Result<Facts> {
-    #[derive(Deserialize)]
-    struct VersionAlone {
-        version: u32,
-    }
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
-    let entry = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY));
-    let Some(text) = entry else { return Err(broken(format!("its metadata lack {KEY}"))) };
-    let VersionAlone { version } = serde_json::from_str(text).map_err(broken)?;
-    if version != VERSION {
-        return fail!(Unsupported, "checkpoint version {version} is not known; this library reads version {VERSION}");
-    }
-    serde_json::from_str(text).map_err(broken)
+    CONTAINER.broken(error)
 }
 
 impl Stored {

@@ -61,6 +61,18 @@ pub enum Scaling {
 }
 
 impl Recipe {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::TopK,
+        Self::MultiTopK,
+        Self::BatchTopK,
+        Self::Matryoshka,
+        Self::AbsTopK,
+        Self::Relu,
+        Self::JumpRelu,
+        Self::Gated,
+    ];
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

@@ -13,9 +13,12 @@ use crate::backend::training::{
 };
 use crate::backend::{Input, Pool};
 use crate::error::{Result, fail};
-use crate::features::check_tensor;
+use crate::features::{check_host, check_tensor};
 use crate::sae::{Normalization, Sae};
 use crate::tensor::{DType, Tensor, try_vec};
+
+/// Why tensors must be in the host's memory.
+const ON_CPU: &str = "training runs on the cpu";
 
 /// What one call trains on.
 #[derive(Clone, Copy)]
@@ -189,7 +192,7 @@ impl Trainer {
 
     fn check_rows(&self, name: &str, tensor: &Tensor<'_>, rows: usize, d: usize) -> Result<()> {
         check_tensor(name, tensor, &[rows, d], DType::is_float, "f32, f16 or bf16")?;
-        check_host(name, tensor)
+        check_host(name, tensor, ON_CPU)
     }
 
     /// Trains on a batch of at most `max_batch_tokens` rows. A call that is refused changes nothing. Should the gradient
@@ -263,7 +266,7 @@ impl Trainer {
         }
         if let Some(mask) = &batch.row_mask {
             check_tensor("row_mask", mask, &[rows], |t| t == DType::I32, "i32")?;
-            check_host("row_mask", mask)?;
+            check_host("row_mask", mask, ON_CPU)?;
         }
         let Scales { input: scale, output } = self.progress.as_ref().map_or(Scales::default(), |p| p.scales);
         let input = Input { x: batch.x, addend: batch.addend, round_sum: batch.round_sum };
@@ -301,13 +304,6 @@ impl Trainer {
         };
         export::export(&self.options, progress, self.backend.as_ref(), what)
     }
-}
-
-fn check_host(name: &str, tensor: &Tensor<'_>) -> Result<()> {
-    if !tensor.device().is_host() {
-        return fail!(Unsupported, "{name}: training runs on the cpu, but the data is on {}", tensor.device());
-    }
-    Ok(())
 }
 
 /// Starts dead latents anew. What is drawn depends on the seed and the step alone, so that nothing of it need be stored.

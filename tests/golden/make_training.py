@@ -12,10 +12,11 @@ import sys
 import torch
 from safetensors.torch import save_file
 
+from adam import CLIP, EMA_DECAY, Adam
+
 D, N, K, K_AUX, T, STEPS = 32, 256, 8, 16, 64, 20
 DEAD_AFTER = 5 * T
-ALPHA, LR, CLIP, EMA_DECAY = 1 / 32, 2e-3, 0.15, 0.9
-BETA1, BETA2, EPSILON = 0.9, 0.999, 6.25e-10
+ALPHA = 1 / 32
 
 torch.manual_seed(0)
 
@@ -41,9 +42,8 @@ sample = batches.reshape(-1, D)
 normalizer = ((sample - sample.mean(0)) ** 2).mean()
 
 weights = {name: value.clone().requires_grad_() for name, value in start.items()}
-first = {name: torch.zeros_like(value) for name, value in start.items()}
-second = {name: torch.zeros_like(value) for name, value in start.items()}
-ema = {name: torch.zeros_like(value) for name, value in start.items()}
+adam = Adam(weights)
+ema = adam.ema
 unfired = torch.zeros(N, dtype=torch.int64)
 reports = []
 
@@ -69,20 +69,7 @@ for step in range(1, STEPS + 1):
         aux = ALPHA * ((e_hat - e) ** 2).mean() / ((e - e.mean(0)) ** 2).mean()
     (mse + aux).backward()
 
-    with torch.no_grad():
-        grads = {name: value.grad for name, value in weights.items()}
-        rows = weights["W_dec"]
-        grads["W_dec"] -= (grads["W_dec"] * rows).sum(1, keepdim=True) * rows
-        norm = torch.sqrt(sum((g**2).sum() for g in grads.values()))
-        scale = min(1.0, CLIP / (norm.item() + 1e-6))
-        for name, value in weights.items():
-            ema[name].mul_(EMA_DECAY).add_(value, alpha=1 - EMA_DECAY)
-            g = grads[name] * scale
-            first[name] = BETA1 * first[name] + (1 - BETA1) * g
-            second[name] = BETA2 * second[name] + (1 - BETA2) * g**2
-            root = torch.sqrt(second[name] / (1 - BETA2**step))
-            value -= LR * (first[name] / (1 - BETA1**step)) / (root + EPSILON)
-        rows /= rows.norm(dim=1, keepdim=True)
+    norm = adam.step(step)
     fvu = ((x_hat - x) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
     l0 = (z > 0).sum(1).double().mean()
     report = [mse, aux, fvu, l0, dead.sum(), norm]

@@ -2,7 +2,7 @@
 
     python make_training_recipes.py
 
-A recipe here is its loss alone; autograd makes the gradients, and the step after it is that of make_training.py. Before any of it,
+A recipe here is its loss alone; autograd makes the gradients, and the step after it is that of adam.py. Before any of it,
 losses and gradients are held against the recipes' own libraries where those have trainers. Saved are the start, the batches
 (float32), the end, the moving average, and what each step reported; nothing is shared with the library.
 """
@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
+from adam import CLIP, EMA_DECAY, Adam
+
 D, D_OUT, N, K, K_AUX, T, STEPS = 16, 20, 64, 4, 8, 48, 20
 DEAD_AFTER = 5 * T
-ALPHA, LR, CLIP, EMA_DECAY = 1 / 32, 2e-3, 0.15, 0.9
-BETA1, BETA2, EPSILON = 0.9, 0.999, 6.25e-10
+ALPHA = 1 / 32
 PREFIXES, PREFIX_WEIGHTS = [8, 24, 64], [0.5, 2.0, 1.0]
 L1, L0, GATE_L1 = 0.3, 0.2, 0.2  # coefficients, of which the first steps have a quarter, a half …
 SPARSITY_WARMUP = 4
@@ -205,8 +206,8 @@ def train(recipe: str) -> dict[str, torch.Tensor]:
     sample = (targets if "transcoder" in recipe else batches).flatten(0, 1)
     normalizer = ((sample - sample.mean(0)) ** 2).mean().item()
     weights = {name: value.clone().requires_grad_() for name, value in first_weights.items()}
-    zeros = lambda: {name: torch.zeros_like(value) for name, value in first_weights.items()}
-    first, second, ema = zeros(), zeros(), zeros()
+    adam = Adam(weights)
+    ema = adam.ema
     unfired = torch.zeros(N, dtype=torch.int64)
     reports, smallest = [], []
     for step in range(1, STEPS + 1):
@@ -219,20 +220,8 @@ def train(recipe: str) -> dict[str, torch.Tensor]:
         for value in weights.values():
             value.grad = None
         sum(parts.values()).backward()
+        norm = adam.step(step)
         with torch.no_grad():
-            grads = {name: value.grad for name, value in weights.items()}
-            rows = weights["W_dec"]
-            grads["W_dec"] -= (grads["W_dec"] * rows).sum(1, keepdim=True) * rows
-            norm = torch.sqrt(sum((g**2).sum() for g in grads.values()))
-            scale = min(1.0, CLIP / (norm.item() + 1e-6))
-            for name, value in weights.items():
-                ema[name].mul_(EMA_DECAY).add_(value, alpha=1 - EMA_DECAY)
-                g = grads[name] * scale
-                first[name] = BETA1 * first[name] + (1 - BETA1) * g
-                second[name] = BETA2 * second[name] + (1 - BETA2) * g**2
-                root = torch.sqrt(second[name] / (1 - BETA2**step))
-                value -= LR * (first[name] / (1 - BETA1**step)) / (root + EPSILON)
-            rows /= rows.norm(dim=1, keepdim=True)
             if "threshold" in weights:
                 weights["threshold"].clamp_(min=0)
         fvu = ((x_hat - batch.x) ** 2).sum() / ((batch.x - batch.x.mean(0)) ** 2).sum()

@@ -26,17 +26,6 @@ pub(crate) fn options() -> TrainOptions {
     }
 }
 
-pub(crate) const RECIPES: [Recipe; 8] = [
-    Recipe::TopK,
-    Recipe::MultiTopK,
-    Recipe::BatchTopK,
-    Recipe::Matryoshka,
-    Recipe::AbsTopK,
-    Recipe::Relu,
-    Recipe::JumpRelu,
-    Recipe::Gated,
-];
-
 /// The same run by another recipe.
 pub(crate) fn of(recipe: Recipe) -> TrainOptions {
     match recipe {

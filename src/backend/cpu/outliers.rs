@@ -3,6 +3,7 @@
 //! `‖w − ŵ‖ ‖x‖` over the rest.
 
 use super::kernels::Loop;
+use crate::sae::int8::up;
 
 /// Each pass leaves fewer coordinates to the rest, whose size says what is large.
 const PASSES: usize = 3;
@@ -66,7 +67,6 @@ fn parts(x: &[f32], above: f32) -> Parts {
     let slack = 1.0 + (x.len() as f64 / 16.0 + 16.0) * f64::from(f32::EPSILON);
     let sum = |lanes: [f32; 16]| lanes.iter().map(|&v| f64::from(v)).sum::<f64>() * slack;
     let tiny = x.len() as f64 * f64::from(f32::MIN_POSITIVE);
-    let up = |v: f64| if v == 0.0 { 0.0 } else { (v as f32).next_up() };
     Parts { outliers: up(sum(outliers)), rest: up((sum(squares) + tiny).sqrt()) }
 }
 

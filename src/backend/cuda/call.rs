@@ -11,7 +11,6 @@ use super::session::CudaSession;
 use crate::backend::{Input, Order};
 use crate::error::Result;
 use crate::sae::Normalization;
-use crate::tensor::Tensor;
 
 /// A call in hand.
 pub(super) struct Call<'a> {
@@ -483,11 +482,6 @@ fn ranges(n: usize, first: Option<usize>) -> impl Iterator<Item = Range<usize>> 
         };
         (start < n).then_some(start..end)
     })
-}
-
-/// Rows of a tensor to write.
-pub(super) fn rows_of(tensor: &Tensor<'_>, rows: &Range<usize>) -> Vectors {
-    vectors(tensor, rows.start)
 }
 
 #[cfg(test)]

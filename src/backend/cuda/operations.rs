@@ -1,7 +1,7 @@
 //! The hot calls, as sequences of launches.
 
-use super::call::{Call, chunks, normalization, order, rows_of};
-use super::launch::{features, features_or_none, integers};
+use super::call::{Call, chunks, normalization, order};
+use super::launch::{features, features_or_none, integers, vectors};
 use super::params::{self, *};
 use super::session::CudaSession;
 use crate::backend::{Input, Order, Steering, Wanted};
@@ -43,7 +43,7 @@ impl CudaSession {
             self.prepare(&call, input, &rows, &prepared)?;
             // Ids are counted once, whatever the number of tokens.
             let ignored = if rows.start == 0 { self.held.ignored.at() } else { self.held.unread.at() };
-            let (out, count) = (rows_of(out, &rows), rows.len());
+            let (out, count) = (vectors(out, rows.start), rows.len());
             let Some(encoded) = &encoded else {
                 let params = ScoreSelectedParams {
                     latents: self.latents,
@@ -103,7 +103,7 @@ impl CudaSession {
         }
         for rows in chunks(rows, chunk) {
             self.prepare(&call, input, &rows, &prepared)?;
-            let out = rows_of(z, &rows);
+            let out = vectors(z, rows.start);
             match &call.fast {
                 Some(screened) => self.product(&call, rows.len(), &prepared, screened, (out, what))?,
                 None => self.score(&call, rows.len(), &prepared, out, what)?,
@@ -125,7 +125,7 @@ impl CudaSession {
             let params = ScatterParams {
                 kept: encoded.kept,
                 tokens: prepared.tokens,
-                out: rows_of(z, &rows),
+                out: vectors(z, rows.start),
                 kept_stride: encoding.kept_stride as i64,
                 rows: rows.len() as i32,
                 n: self.plan.n as i32,
@@ -155,7 +155,7 @@ impl CudaSession {
             let mut skipped = DevicePtr::NULL;
             if let Some((latents, x, raw, to)) = skip {
                 let params = PrepareParams {
-                    x: rows_of(x, &rows),
+                    x: vectors(x, rows.start),
                     out: raw,
                     padded: plan.padded as i64,
                     rounded_stride: plan.rounded as i64,
@@ -172,7 +172,7 @@ impl CudaSession {
                 features: features(given, rows.start),
                 ignored: self.held.ignored.at(),
                 skip: skipped,
-                out: rows_of(out, &rows),
+                out: vectors(out, rows.start),
                 rows: rows.len() as i32,
                 ..self.decoding()
             };
@@ -252,7 +252,7 @@ impl CudaSession {
                 kept: encoded.kept,
                 tokens: prepared.tokens,
                 skip: skipped,
-                out: rows_of(x_hat, &rows),
+                out: vectors(x_hat, rows.start),
                 kept_stride: encoding.kept_stride as i64,
                 rows: rows.len() as i32,
                 limit: encoding.limit as i32,
@@ -311,8 +311,8 @@ impl CudaSession {
                 kept: encoded.as_ref().map_or(DevicePtr::NULL, |encoded| encoded.kept),
                 w_dec: self.held.model.w_dec(),
                 norms: self.held.model.norms(),
-                y: rows_of(&y, &rows),
-                out: rows_of(&out, &rows),
+                y: vectors(&y, rows.start),
+                out: vectors(&out, rows.start),
                 deltas,
                 ignored: self.held.ignored.at(),
                 padded: plan.padded as i64,

@@ -320,6 +320,14 @@ impl TrainingRun {
         exported.collect()
     }
 
+    /// Writes a text of the caller's into the folder, so that it appears whole or not at all; tells where.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        atomic::remove_leftovers(&path);
+        atomic::write(&path, |out| Ok(out.write_all(text.as_bytes())?)).map_err(|e| e.at(path.display()))?;
+        Ok(path)
+    }
+
     /// Where it writes.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -5,7 +5,6 @@ mod config;
 mod progress;
 mod report;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,7 +68,7 @@ impl Train {
             Status::BadState if !self.resume => Failure::Message(format!("{} (to resume: --resume)", error.message())),
             _ => Failure::from(error),
         })?;
-        save(&run.folder().join(CONFIG), &config.text)?;
+        run.write(CONFIG, &config.text)?;
         self.go(&mut run, &config)
     }
 
@@ -212,19 +211,7 @@ fn export(run: &TrainingRun, options: &ExportOptions) -> Result<Vec<PathBuf>> {
 
 /// Writes the report, and gives where.
 fn report(run: &TrainingRun, config: &Config, measured: &[Measured]) -> Result<PathBuf> {
-    let path = run.folder().join(REPORT);
-    save(&path, &report::html(run, &config.text, measured)?)?;
-    Ok(path)
-}
-
-/// Writes a small file so that it appears whole or not at all.
-fn save(path: &Path, text: &str) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let saved = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
-    saved.map_err(|e| {
-        fs::remove_file(&partial).ok();
-        Failure::Message(format!("{}: {e}", path.display()))
-    })
+    Ok(run.write(REPORT, &report::html(run, &config.text, measured)?)?)
 }
 
 /// What would be done; rows held out may be of other files.

@@ -6,9 +6,12 @@ use half::{bf16, f16};
 use crate::backend::Input;
 use crate::backend::cpu::read_row;
 use crate::error::{Result, fail};
-use crate::features::check_tensor;
+use crate::features::{check_host, check_tensor};
 use crate::tensor::{AlignedBytes, DType, Tensor, try_vec};
 use crate::training::data::{Layout, Rows};
+
+/// Why tensors must be in the host's memory.
+const READS: &str = "the buffer reads host memory";
 
 /// Rows to be mixed.
 #[derive(Clone, Copy)]
@@ -46,7 +49,8 @@ impl Push<'_> {
         let rows = self.x.rows();
         let shape = layout.shape(rows);
         let floats = |name: &str, tensor: &Tensor<'_>| {
-            check_tensor(name, tensor, &shape, DType::is_float, "f32, f16 or bf16").and_then(|()| host(name, tensor))
+            check_tensor(name, tensor, &shape, DType::is_float, "f32, f16 or bf16")
+                .and_then(|()| check_host(name, tensor, READS))
         };
         floats("x", &self.x)?;
         if let Some(addend) = &self.addend {
@@ -54,7 +58,7 @@ impl Push<'_> {
         }
         if let Some(mask) = &self.row_mask {
             check_tensor("row_mask", mask, &[rows], |t| t == DType::I32, "i32")?;
-            host("row_mask", mask)?;
+            check_host("row_mask", mask, READS)?;
         }
         match self.documents.map(<[i64]>::len) {
             None if documents => fail!(InvalidArgument, "documents: are kept by this buffer, but not given"),
@@ -71,13 +75,6 @@ impl Push<'_> {
     pub(super) fn document(&self, row: usize) -> i64 {
         self.documents.map_or(0, |documents| documents[row])
     }
-}
-
-fn host(name: &str, tensor: &Tensor<'_>) -> Result<()> {
-    if !tensor.device().is_host() {
-        return fail!(Unsupported, "{name}: the buffer reads host memory, but the data is on {}", tensor.device());
-    }
-    Ok(())
 }
 
 /// One row on its way in.

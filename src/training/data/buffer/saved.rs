@@ -7,20 +7,18 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::held::{Counts, Held};
 use super::options::{BufferMemory, BufferOptions, Choice, MAX_CAPACITY, MEMORY, Plan, Room};
-use crate::error::{Error, Result, Status, fail};
+use crate::error::{Error, Result, fail};
 use crate::tensor::{DType, Storage};
+use crate::training::container::Container;
 use crate::training::data::Layout;
 
-const KEY: &str = "libsae_buffer";
 /// Of the layout described above.
-const VERSION: u32 = 1;
-/// What a header's length is a multiple of.
-const ALIGN: usize = 8;
+const CONTAINER: Container = Container { name: "buffer", key: "libsae_buffer", version: 1 };
 
 /// The metadata's entry.
 #[derive(Serialize, Deserialize)]
@@ -43,7 +41,6 @@ struct Facts {
 pub(super) fn write(out: &mut dyn Write, held: &mut Held) -> Result<()> {
     let header = header(held)?;
     let mut out = BufWriter::new(out);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     held.each_document().try_for_each(|document| out.write_all(&document.to_le_bytes()))?;
     held.norms.in_order().try_for_each(|norm| out.write_all(&norm.to_le_bytes()))?;
@@ -52,10 +49,9 @@ pub(super) fn write(out: &mut dyn Write, held: &mut Held) -> Result<()> {
 }
 
 fn header(held: &Held) -> Result<Vec<u8>> {
-    let internal = |e: &dyn std::fmt::Display| Error::new(Status::Internal, format!("the header cannot be made: {e}"));
     let BufferOptions { layout, room, choice } = &held.options;
     let facts = Facts {
-        version: VERSION,
+        version: CONTAINER.version,
         layers: layout.layers,
         d: layout.d,
         dtype: layout.dtype.to_string(),
@@ -66,7 +62,6 @@ fn header(held: &Held) -> Result<Vec<u8>> {
         closed: held.closed,
         drawn: held.rng.get_word_pos() as u64,
     };
-    let facts = serde_json::to_string(&facts).map_err(|e| internal(&e))?;
     let kinds = [
         ("documents", Dtype::I64, vec![held.len()], choice.documents),
         ("norms", Dtype::F32, vec![held.norms.len()], true),
@@ -78,10 +73,7 @@ fn header(held: &Held) -> Result<Vec<u8>> {
         end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
         (name.to_owned(), TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
-    let metadata = Metadata::new(Some([(KEY.to_owned(), facts)].into()), infos.collect()).map_err(|e| internal(&e))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|e| internal(&e))?;
-    header.resize(header.len().next_multiple_of(ALIGN), b' ');
-    Ok(header)
+    CONTAINER.header(&facts, infos.collect())
 }
 
 fn dtype_of(dtype: DType) -> Dtype {
@@ -93,12 +85,12 @@ fn dtype_of(dtype: DType) -> Dtype {
 }
 
 fn broken(error: impl std::fmt::Display) -> Error {
-    Error::new(Status::Format, format!("not a sound buffer: {error}"))
+    CONTAINER.broken(error)
 }
 
 pub(super) fn restore(path: &Path, room: Option<&Room>) -> Result<Held> {
     let bytes = Storage::map(&File::open(path)?)?;
-    let facts = read_facts(bytes.bytes())?;
+    let facts: Facts = CONTAINER.facts(bytes.bytes())?;
     let found = SafeTensors::deserialize(bytes.bytes()).map_err(broken)?;
     let tensor = |name: &str, dtype: Dtype, width: &[usize]| -> Result<TensorView<'_>> {
         let tensor = found.tensor(name).map_err(broken)?;
@@ -143,21 +135,6 @@ fn numbers<'a, T, const N: usize>(
     number: fn([u8; N]) -> T,
 ) -> impl ExactSizeIterator<Item = T> + use<'a, T, N> {
     tensor.data().as_chunks::<N>().0.iter().map(move |&bytes| number(bytes))
-}
-
-fn read_facts(bytes: &[u8]) -> Result<Facts> {
-    #[derive(Deserialize)]
-    struct VersionAlone {
-        version: u32,
-    }
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
-    let entry = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY));
-    let Some(text) = entry else { return Err(broken(format!("its metadata lack {KEY}"))) };
-    let VersionAlone { version } = serde_json::from_str(text).map_err(broken)?;
-    if version != VERSION {
-        return fail!(Unsupported, "buffer version {version} is not known; this library reads version {VERSION}");
-    }
-    serde_json::from_str(text).map_err(broken)
 }
 
 impl Facts {
