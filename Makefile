@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 BUILD := build
 LIB := $(CARGO_TARGET_DIR)/release
 
-.PHONY: all lib tool demo test ports kernels kernels-check python goldens round_trips fuzz bench gpu-bundle header clean
+.PHONY: all lib tool demo test inlined ports kernels kernels-check python goldens round_trips fuzz bench gpu-bundle header clean
 
 all: lib
 
@@ -34,9 +34,13 @@ test:
 	$(CARGO) clippy --all-targets --features tool -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) test --features tool
-	$(MAKE) kernels-check ports goldens round_trips
+	$(MAKE) inlined kernels-check ports goldens round_trips
 	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C examples/llama_cpp test
+
+# No vector instruction stands in a function of its own: there, each would cost a call.
+inlined: lib
+	! nm -C $(BUILD)/lib/libsae.so | grep 'core_arch::' | grep -v xgetbv
 
 # Other machines: the kernels and sessions of aarch64 run here under emulation, and what cannot run is at least checked.
 # Needs aarch64-linux-gnu-gcc, qemu-aarch64, and the targets: rustup target add TARGET.

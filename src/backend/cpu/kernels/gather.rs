@@ -92,7 +92,10 @@ unsafe fn add_group<L: Lanes, W: Weight, const C: usize>(
     let (d, whole) = (sum.len(), whole(sum.len()));
     // SAFETY: reads and writes stay below d, the length of the sum and of each row.
     unsafe {
-        let factors: [L; C] = std::array::from_fn(|c| L::splat(z[c]));
+        let mut factors = [L::zero(); C];
+        for (factor, &z) in factors.iter_mut().zip(z) {
+            *factor = L::splat(z);
+        }
         for j in (0..whole).step_by(LANES) {
             prefetch::<L, W, C>(ahead, j);
             let mut lanes = L::load(sum.as_ptr().add(j));

@@ -1,4 +1,7 @@
 //! The algorithms, once, over any representation of 16 f32 lanes.
+//!
+//! Lanes are filled by loops, never by closures handed to the standard library (`array::from_fn`, `map`): the compiler may
+//! leave such a function outside the one that is compiled for the instructions, and every load becomes a call.
 
 use half::{bf16, f16};
 
@@ -148,7 +151,10 @@ pub(super) unsafe fn tile<L: Lanes, W: Weight, const R: usize, const C: usize>(
             if let Some(ahead) = ahead {
                 prefetch::<L, W, C>(ahead, j);
             }
-            let w_lanes: [L; C] = std::array::from_fn(|c| W::load(w[c].add(j)));
+            let mut w_lanes = [L::zero(); C];
+            for (w_lanes, w) in w_lanes.iter_mut().zip(w) {
+                *w_lanes = W::load(w.add(j));
+            }
             for (r, row) in sums.iter_mut().enumerate() {
                 let x_lanes = L::load(x.add(r * d + j));
                 for c in 0..C {

@@ -96,9 +96,13 @@ unsafe impl Lanes for Neon {
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
         // SAFETY: as the impl says; the caller has 16 readable values. A bf16 is the upper half of its f32.
-        Self(std::array::from_fn(|i| unsafe {
-            vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(4 * i).cast())))
-        }))
+        unsafe {
+            let mut lanes = Self::zero();
+            for (i, four) in lanes.0.iter_mut().enumerate() {
+                *four = vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(4 * i).cast())));
+            }
+            lanes
+        }
     }
 
     #[inline(always)]

@@ -74,10 +74,17 @@ unsafe fn tile<L: Lanes, const S: usize, const C: usize>(
 ) {
     // SAFETY: the caller's promises.
     unsafe {
-        let mut lanes: [[L; C]; S] =
-            std::array::from_fn(|s| std::array::from_fn(|c| L::load(sums.add(s * d + c * LANES))));
+        let mut lanes = [[L::zero(); C]; S];
+        for (s, lanes) in lanes.iter_mut().enumerate() {
+            for (c, lanes) in lanes.iter_mut().enumerate() {
+                *lanes = L::load(sums.add(s * d + c * LANES));
+            }
+        }
         for p in 0..depth {
-            let row: [L; C] = std::array::from_fn(|c| L::load(rows.add(p * d + c * LANES)));
+            let mut row = [L::zero(); C];
+            for (c, row) in row.iter_mut().enumerate() {
+                *row = L::load(rows.add(p * d + c * LANES));
+            }
             for (s, lanes) in lanes.iter_mut().enumerate() {
                 let factor = L::splat(*z.values.as_ptr().add(s * z.by_sum + p * z.by_row));
                 for c in 0..C {
