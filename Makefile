@@ -6,18 +6,17 @@ CARGO_TARGET_DIR ?= target
 BUILD := build
 LIB := $(CARGO_TARGET_DIR)/release
 
-.PHONY: all lib tool demo test inlined ports kernels kernels-check python goldens round_trips fuzz bench gpu-bundle header clean
+.PHONY: all lib install uninstall dist tool demo test inlined ports kernels kernels-check python goldens round_trips fuzz bench gpu-bundle header clean
 
 all: lib
 
-# The library laid out as C and C++ programs use it: build/include, build/lib.
+# The library laid out as C and C++ programs use it, with symbols for debuggers and profilers: build/include, build/lib.
 lib:
-	$(CARGO) build --release --lib
-	mkdir -p $(BUILD)/include $(BUILD)/lib
-	install -m 644 include/sae.h include/sae.hpp $(BUILD)/include/
-	install -m 644 $(LIB)/libsae.a $(BUILD)/lib/libsae.a
-	install -m 755 $(LIB)/libsae.so $(BUILD)/lib/libsae.so.0
-	ln -sf libsae.so.0 $(BUILD)/lib/libsae.so
+	$(MAKE) -f packaging/Makefile install DESTDIR= PREFIX=$(BUILD) LIBDIR=lib STRIP=true
+
+# The library where PREFIX says (/usr/local), and archives of it for other machines: packaging/Makefile.
+install uninstall dist:
+	$(MAKE) -f packaging/Makefile $@
 
 # The program `sae`, in build/bin.
 tool:

@@ -14,7 +14,7 @@ pub(crate) fn library() -> PathBuf {
 pub(crate) fn library_dir() -> &'static Path {
     static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
         let dir = scratch("lib");
-        for name in ["libsae.so", "libsae.so.0"] {
+        for name in ["libsae.so", concat!("libsae.so.0.", env!("CARGO_PKG_VERSION_MINOR"))] {
             std::fs::remove_file(dir.join(name)).ok();
             std::fs::hard_link(library(), dir.join(name)).unwrap();
         }
