@@ -33,6 +33,7 @@ test:
 	$(CARGO) clippy --all-targets --features tool -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) test --features tool
+	tests/install/run.sh
 	$(MAKE) inlined kernels-check ports goldens round_trips
 	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C examples/llama_cpp test
