@@ -1,6 +1,7 @@
 #include "engine.hpp"
 
 #include <cstdio>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 
@@ -86,6 +87,18 @@ std::string Model::text(const llama_token *tokens, size_t n) const {
     std::string all;
     for (size_t i = 0; i < n; i++) all += text(tokens[i]);
     return all;
+}
+
+std::string widened(const std::string &model, const std::string &copy, int32_t threads) {
+    if (std::filesystem::exists(copy)) return copy;
+    llama_model_quantize_params p = llama_model_quantize_default_params();
+    p.ftype = LLAMA_FTYPE_ALL_F32;
+    p.allow_requantize = true;
+    p.nthread = threads;
+    const std::string part = copy + ".part";
+    if (llama_model_quantize(model.c_str(), part.c_str(), &p)) throw std::runtime_error("llama.cpp could not widen the weights of " + model + " into " + part + " (four bytes for each are needed)");
+    std::filesystem::rename(part, copy);
+    return copy;
 }
 
 Engine::Engine(const Model &model, const EngineOptions &o)

@@ -60,6 +60,10 @@ class Model {
     const llama_vocab *vocab_;
 };
 
+// A copy of a model whose weights are f32, made once: the same weights, but their products are no longer of activations rounded to
+// 8 bits, and take less time on a CPU. Gives the copy's path.
+std::string widened(const std::string &model, const std::string &copy, int32_t threads);
+
 struct EngineOptions {
     int32_t layer = 0;           // the hook is on the residual after this block (0-based)
     std::string site = "l_out";  // or on another of the block's tensors of that width: ffn_inp, attn_out, ffn_out

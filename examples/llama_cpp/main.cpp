@@ -24,9 +24,11 @@ const char *const usage =
     "usage: demo demo   --data FOLDER [--tokens 60000] [--layer 14] [--threads N] [--prompt TEXT]\n"
     "                                 [--gpu-layers 0]\n"
     "       demo record --data FOLDER [--tokens 200000] [--held-out 20000] [--layer 14] [--threads N]\n"
-    "                                 [--out FOLDER/recording]\n"
+    "                                 [--out FOLDER/recording] [--shard ROWS] [--weights stored|f32]\n"
     "       demo overhead --data FOLDER [--layer 14] [--threads N]\n"
     "overhead measures alone, with the SAE that demo trained, or a random one of 4608 latents.\n"
+    "record --shard writes files of so many rows each, and goes on where an earlier run of the same command ended. --weights f32\n"
+    "widens the model's weights first, into FOLDER/model.f32.gguf: on a CPU it then reads more than twice as fast.\n"
     "FOLDER is what get.sh filled: model.gguf and text/. N threads are for the engine, and as many for the library: by default\n"
     "one per core, 8 at most.\n";
 
@@ -140,10 +142,13 @@ void record_residuals(Arguments &arguments) {
     o.training = arguments.number("tokens", 200000, 1, most_tokens);
     o.held_out = arguments.number("held-out", 20000, 1, most_tokens);
     o.threads = threads_of(arguments);
+    o.shard = arguments.number("shard", 0, 0, most_tokens);
     o.window = 128;
     o.seed = 1;
+    const std::string weights = arguments.text("weights", "stored"), stored = data + "/model.gguf";
+    if (weights != "stored" && weights != "f32") throw std::invalid_argument("--weights must be stored or f32, not \"" + weights + "\"");
     arguments.finish();
-    record(Model(data + "/model.gguf"), o);
+    record(Model(weights == "f32" ? widened(stored, data + "/model.f32.gguf", o.threads) : stored), o);
 }
 
 }  // namespace

@@ -6,14 +6,22 @@
 ResidualStream::ResidualStream(const Model &model, Engine &engine, Corpus &corpus, size_t window, size_t windows_per_batch)
     : model_(model), engine_(engine), corpus_(corpus), window_(window), windows_per_batch_(windows_per_batch), d_(size_t(model.d())) {}
 
+// A batch's text.
+void ResidualStream::take(std::vector<Window> &windows) {
+    windows.clear();
+    for (Window window; windows.size() < windows_per_batch_ && corpus_.next(model_, window);) windows.push_back(window);
+}
+
+void ResidualStream::skip(size_t batches) {
+    std::vector<Window> windows;
+    for (size_t i = 0; i < batches; i++) take(windows);
+}
+
 bool ResidualStream::next(Rows &rows) {
-    rows.windows.clear();
+    take(rows.windows);
     std::vector<BatchRow> batch;
-    for (Window window; rows.windows.size() < windows_per_batch_ && corpus_.next(model_, window);) {
-        for (size_t pos = 0; pos < window_; pos++)
-            batch.push_back({window.tokens[pos], llama_pos(pos), llama_seq_id(rows.windows.size())});
-        rows.windows.push_back(window);
-    }
+    for (size_t seq = 0; seq < rows.windows.size(); seq++)
+        for (size_t pos = 0; pos < window_; pos++) batch.push_back({rows.windows[seq].tokens[pos], llama_pos(pos), llama_seq_id(seq)});
     if (batch.empty()) return false;
 
     rows.x.resize(batch.size() * d_);

@@ -20,8 +20,10 @@ class ResidualStream {
     ResidualStream(const Model &model, Engine &engine, Corpus &corpus, size_t window, size_t windows_per_batch);
 
     bool next(Rows &rows);         // false: the text has come to its end
+    void skip(size_t batches);     // as many batches of text that are not to be read again
 
   private:
+    void take(std::vector<Window> &windows);
     void mark_sinks(Rows &rows) const;
 
     const Model &model_;

@@ -91,8 +91,8 @@ void recording_reads_back(const Model &model, const std::string &data, const Tra
     const std::string folder = data + "/test-recording";
     record(model, {data + "/text", folder, s.layer, training, held_out, s.window, s.seed, threads});
     const auto d = size_t(model.d());
-    const std::string x = npy(folder + "/training.npy", "<f2", "(300, " + std::to_string(d) + ")", training * d * 2), tokens = npy(folder + "/training_token.npy", "<i4", "(300,)", training * 4),
-                      documents = npy(folder + "/held_out_doc.npy", "<i4", "(200,)", held_out * 4);
+    const std::string x = npy(folder + "/training.npy", "<f2", "(300, " + std::to_string(d) + ")", training * d * 2), tokens = npy(folder + "/training.token.npy", "<i4", "(300,)", training * 4),
+                      documents = npy(folder + "/held_out.doc.npy", "<i4", "(200,)", held_out * 4);
     expect(!x.empty() && !tokens.empty() && !documents.empty(), "a recording's files have the types and shapes asked for");
     bool same = x.size() == training * d * 2 && tokens.size() == training * 4;
     size_t row = 0;
@@ -106,6 +106,51 @@ void recording_reads_back(const Model &model, const std::string &data, const Tra
     }
     expect(same, "and hold the rows and tokens that training saw");
     std::filesystem::remove_all(folder);
+}
+
+// A recording in shards of one batch of text each.
+void recording_goes_on(const Model &model, const std::string &data, const TrainSettings &s, int32_t threads) {
+    const std::string folder = data + "/test-recording", second = folder + "/training-0001.npy";
+    RecordOptions o{data + "/text", folder, s.layer, 1, 1, s.window, s.seed, threads, 1};
+    std::filesystem::remove_all(folder);
+    record(model, o);
+    const std::string first = bytes_of(folder + "/training-0000.npy");
+    const auto made = std::filesystem::last_write_time(folder + "/training-0000.npy");
+    expect(!first.empty() && !std::filesystem::exists(second), "a shard is made of whole batches of text, and as many as were asked for");
+    o.training = first.size() / 2 / size_t(model.d()) + 1;
+    record(model, o);
+    const std::string whole = bytes_of(second);
+    expect(!whole.empty() && std::filesystem::last_write_time(folder + "/training-0000.npy") == made, "one that asks for more goes on behind the shards that are there");
+    o.shard = 2 * first.size() / 2 / size_t(model.d());
+    expect(refusal([&] { record(model, o); }).find("another recording") != std::string::npos, "shards of other rows in the same folder: refused");
+    o.shard = 1;
+    std::filesystem::remove_all(folder);
+    record(model, o);
+    expect(bytes_of(second) == whole && bytes_of(folder + "/training-0000.npy") == first, "and the rows are those of a recording in one go");
+    std::filesystem::remove_all(folder);
+}
+
+// Recording and training do not compute what comes after the hooked block.
+void stopping_changes_nothing(const Model &model, int32_t layer, int32_t threads) {
+    const std::vector<llama_token> text = model.tokenize("The House of Representatives and the Senate have met, and the state of the Union is good.");
+    std::vector<BatchRow> batch;
+    for (size_t i = 0; i < 2 * text.size(); i++) batch.push_back({text[i % text.size()], llama_pos(i % text.size()), llama_seq_id(i / text.size())});
+    EngineOptions e;
+    e.layer = layer;
+    e.n_seqs = 2;
+    e.n_ctx_seq = 64;
+    e.n_threads = threads;
+    Engine engine(model, e);
+    std::vector<float> rows[2];
+    for (const Then then : {Then::go_on, Then::stop}) {
+        const HookScope hook(engine, [&](const Residual &r) {
+            rows[then == Then::stop].assign(r.data, r.data + r.rows * r.d);
+            return then;
+        });
+        engine.forget();
+        engine.decode(batch);
+    }
+    expect(rows[0].size() == batch.size() * size_t(model.d()) && rows[0] == rows[1], "residuals are the same bits where the engine stops behind them");
 }
 
 }  // namespace
@@ -134,6 +179,8 @@ void the_whole_runs(const Model &model, const std::string &data, const sae::Pool
     expect(!theme.words.empty(), "feature " + std::to_string(theme.feature) + " has a theme (" + theme.name() + ")");
     if (!theme.words.empty()) steered_texts_differ(model, sae, pool, s.layer, theme.feature, 3 * contexts.max(theme.feature));
     recording_reads_back(model, data, s, kept, pool.threads());
+    recording_goes_on(model, data, s, pool.threads());
+    stopping_changes_nothing(model, s.layer, pool.threads());
 
     const auto trained = [&](TrainSettings wrong, const std::string &folder) {
         Rows rows;
