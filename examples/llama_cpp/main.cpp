@@ -15,6 +15,7 @@
 #include "overhead.hpp"
 #include "random_sae.hpp"
 #include "record.hpp"
+#include "splice.hpp"
 #include "steer.hpp"
 #include "train.hpp"
 
@@ -25,8 +26,11 @@ const char *const usage =
     "                                 [--gpu-layers 0]\n"
     "       demo record --data FOLDER [--tokens 200000] [--held-out 20000] [--layer 14] [--threads N]\n"
     "                                 [--out FOLDER/recording] [--shard ROWS] [--weights stored|f32]\n"
+    "       demo splice --data FOLDER --saes FOLDER --out FILE [--tokens 8192] [--layer 14] [--threads N]\n"
+    "                                 [--weights stored|f32]\n"
     "       demo overhead --data FOLDER [--layer 14] [--threads N]\n"
     "overhead measures alone, with the SAE that demo trained, or a random one of 4608 latents.\n"
+    "splice says what of the model's cross-entropy each SAE of a folder recovers, standing for the residual.\n"
     "record --shard writes files of so many rows each, and goes on where an earlier run of the same command ended. --weights f32\n"
     "widens the model's weights first, into FOLDER/model.f32.gguf: on a CPU it then reads more than twice as fast.\n"
     "FOLDER is what get.sh filled: model.gguf and text/. N threads are for the engine, and as many for the library: by default\n"
@@ -71,6 +75,12 @@ int32_t layer_of(Arguments &arguments) { return int32_t(arguments.number("layer"
 
 int32_t threads_of(Arguments &arguments) {
     return int32_t(arguments.number("threads", std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 8), 1, 1024));
+}
+
+Model model_of(Arguments &arguments, const std::string &data, int32_t threads) {
+    const std::string weights = arguments.text("weights", "stored"), stored = data + "/model.gguf";
+    if (weights != "stored" && weights != "f32") throw std::invalid_argument("--weights must be stored or f32, not \"" + weights + "\"");
+    return Model(weights == "f32" ? widened(stored, data + "/model.f32.gguf", threads) : stored);
 }
 
 void heading(const char *text) { std::printf("\n\033[1m== %s\033[0m\n", text), std::fflush(stdout); }
@@ -145,10 +155,19 @@ void record_residuals(Arguments &arguments) {
     o.shard = arguments.number("shard", 0, 0, most_tokens);
     o.window = 128;
     o.seed = 1;
-    const std::string weights = arguments.text("weights", "stored"), stored = data + "/model.gguf";
-    if (weights != "stored" && weights != "f32") throw std::invalid_argument("--weights must be stored or f32, not \"" + weights + "\"");
+    const Model model = model_of(arguments, data, o.threads);
     arguments.finish();
-    record(Model(weights == "f32" ? widened(stored, data + "/model.f32.gguf", o.threads) : stored), o);
+    record(model, o);
+}
+
+void splice_saes(Arguments &arguments) {
+    const std::string data = arguments.text("data", "build/llama_cpp"), saes = arguments.text("saes", ""), out = arguments.text("out", "");
+    const size_t tokens = arguments.number("tokens", 8192, 1, most_tokens);
+    const int32_t layer = layer_of(arguments), threads = threads_of(arguments);
+    const Model model = model_of(arguments, data, threads);
+    arguments.finish();
+    if (saes.empty() || out.empty()) throw std::invalid_argument("splice needs --saes and --out");
+    splice_all(model, saes, engine_threads(threads), {data + "/text", layer, tokens, 128, 1, threads}, out);
 }
 
 }  // namespace
@@ -157,12 +176,13 @@ int main(int argc, char **argv) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in step with the progress on stderr
     try {
         const std::string mode = argc > 1 ? argv[1] : "";
-        if (mode != "demo" && mode != "record" && mode != "overhead") {
+        const std::map<std::string, void (*)(Arguments &)> modes = {{"demo", demo}, {"record", record_residuals}, {"splice", splice_saes}, {"overhead", overhead}};
+        if (!modes.count(mode)) {
             std::fputs(usage, stderr);
             return 2;
         }
         Arguments arguments(argc, argv);
-        mode == "demo" ? demo(arguments) : mode == "record" ? record_residuals(arguments) : overhead(arguments);
+        modes.at(mode)(arguments);
         return 0;
     } catch (const std::invalid_argument &e) {
         std::fprintf(stderr, "demo: %s\n%s", e.what(), usage);

@@ -31,22 +31,23 @@ bool ResidualStream::next(Rows &rows) {
     });
     engine_.forget();
     engine_.decode(batch);
-    mark_sinks(rows);
+    rows.keep = without_sinks(rows.x, d_, window_);
     return true;
 }
 
 // The first token of a window gathers the attention that has nowhere to go: its norm is a hundred times that of the others.
 // Rarely the second token does so too (a line break, say).
-void ResidualStream::mark_sinks(Rows &rows) const {
-    const size_t n = rows.x.size() / d_;
+std::vector<int32_t> without_sinks(const std::vector<float> &x, size_t d, size_t window) {
+    const size_t n = x.size() / d;
     std::vector<float> norm(n);
     for (size_t i = 0; i < n; i++) {
         float sum = 0;
-        for (size_t j = 0; j < d_; j++) sum += rows.x[i * d_ + j] * rows.x[i * d_ + j];
+        for (size_t j = 0; j < d; j++) sum += x[i * d + j] * x[i * d + j];
         norm[i] = std::sqrt(sum);
     }
     std::vector<float> sorted = norm;
     std::nth_element(sorted.begin(), sorted.begin() + std::ptrdiff_t(n / 2), sorted.end());
-    rows.keep.resize(n);
-    for (size_t i = 0; i < n; i++) rows.keep[i] = i % window_ != 0 && norm[i] < large * sorted[n / 2];
+    std::vector<int32_t> keep(n);
+    for (size_t i = 0; i < n; i++) keep[i] = i % window != 0 && norm[i] < ResidualStream::large * sorted[n / 2];
+    return keep;
 }

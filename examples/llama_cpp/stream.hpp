@@ -13,6 +13,9 @@ struct Rows {                      // the residuals of some windows, window afte
     std::vector<int32_t> keep;     // per row, a row mask: 0 for attention sinks, which are a window's first token and rows of large norm
 };
 
+// A row mask over the rows of some windows: 0 for attention sinks.
+std::vector<int32_t> without_sinks(const std::vector<float> &x, size_t d, size_t window);
+
 class ResidualStream {
   public:
     static constexpr float large = 8;  // times the median norm of the rows of one batch
@@ -24,7 +27,6 @@ class ResidualStream {
 
   private:
     void take(std::vector<Window> &windows);
-    void mark_sinks(Rows &rows) const;
 
     const Model &model_;
     Engine &engine_;

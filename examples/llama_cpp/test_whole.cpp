@@ -10,7 +10,9 @@
 #include "capture.hpp"
 #include "generate.hpp"
 #include "ggml.h"
+#include "random_sae.hpp"
 #include "record.hpp"
+#include "splice.hpp"
 #include "steer.hpp"
 #include "test.hpp"
 #include "themes.hpp"
@@ -130,6 +132,28 @@ void recording_goes_on(const Model &model, const std::string &data, const TrainS
     std::filesystem::remove_all(folder);
 }
 
+// ReLU of I and −I, and back: every x as it is.
+sae::Model identity(int64_t d) {
+    std::vector<float> w(size_t(2 * d * d));
+    for (int64_t i = 0; i < 2 * d; i++) w[size_t(i * d + i % d)] = i < d ? 1 : -1;
+    sae_model_desc desc = SAE_MODEL_DESC_INIT;
+    desc.architecture = SAE_ARCHITECTURE_RELU;
+    desc.d_in = d;
+    desc.n_latents = 2 * d;
+    const sae::Tensor matrix(w.data(), 2 * d, d);
+    return sae::Model::from_weights(desc, {{"W_enc", matrix}, {"W_dec", matrix}});
+}
+
+void splicing_is_bounded(const Model &model, const std::string &data, const TrainSettings &s, const sae::Pool &pool) {
+    std::vector<sae::Model> saes;
+    saes.push_back(identity(model.d()));
+    saes.push_back(random_sae(model.d(), 1024, 32));
+    const Spliced spliced = splice(model, saes, pool, {data + "/text", s.layer, 256, s.window, s.seed, pool.threads()});
+    expect(spliced.clean > 1 && spliced.clean + 1 < spliced.zero, "without the residual the model predicts worse: " + number(spliced.clean) + " and " + number(spliced.zero) + " nats a token");
+    expect(std::fabs(spliced.saes[0] - spliced.clean) < 1e-4, "an SAE that loses nothing recovers all of it (" + number(spliced.saes[0] - spliced.clean) + ")");
+    expect(spliced.saes[1] > spliced.clean + 1 && spliced.recovered(1) < 0.8, "and one that knows nothing does not (" + number(spliced.recovered(1)) + ")");
+}
+
 // Recording and training do not compute what comes after the hooked block.
 void stopping_changes_nothing(const Model &model, int32_t layer, int32_t threads) {
     const std::vector<llama_token> text = model.tokenize("The House of Representatives and the Senate have met, and the state of the Union is good.");
@@ -181,6 +205,7 @@ void the_whole_runs(const Model &model, const std::string &data, const sae::Pool
     recording_reads_back(model, data, s, kept, pool.threads());
     recording_goes_on(model, data, s, pool.threads());
     stopping_changes_nothing(model, s.layer, pool.threads());
+    splicing_is_bounded(model, data, s, pool);
 
     const auto trained = [&](TrainSettings wrong, const std::string &folder) {
         Rows rows;
