@@ -37,6 +37,7 @@ test:
 	$(MAKE) inlined kernels-check ports goldens round_trips
 	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C examples/llama_cpp test
+	$(MAKE) -C examples/onnxruntime test
 
 # No vector instruction stands in a function of its own: there, each would cost a call.
 inlined: lib
