@@ -18,6 +18,7 @@
 
 #include "sae.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -25,6 +26,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -50,7 +52,7 @@ class Error : public std::exception {
 
   /// Takes over an error of the C functions.
   static Error take(sae_status status, sae_error *error) {
-    Error taken(status, error ? sae_error_message(error) : sae_status_name(status));
+    Error taken(error ? sae_error_status(error) : status, error ? sae_error_message(error) : sae_status_name(status));
     sae_error_free(error);
     return taken;
   }
@@ -133,17 +135,78 @@ Outcome<T> finish(sae_status status, sae_error *error, T value) {
   return value;
 }
 
-template <class T, void (*free)(T *)>
-struct Free {
-  void operator()(T *handle) const noexcept { free(handle); }
-};
+/// Calls a C function, whose last argument takes the error.
+template <class Function, class... Args>
+Outcome<> call(Function function, Args... args) {
+  sae_error *error = nullptr;
+  const sae_status status = function(args..., &error);
+  return finish(status, error);
+}
 
+/// Calls a C function that fills in `value` before the error.
+template <class T, class Function, class... Args>
+Outcome<T> fill(T value, Function function, Args... args) {
+  sae_error *error = nullptr;
+  const sae_status status = function(args..., &value, &error);
+  return finish(status, error, value);
+}
+
+/// Calls a C function that makes a handle; T owns it.
+template <class T, class Handle, class Function, class... Args>
+Outcome<T> make(Function function, Args... args) {
+  Handle *made = nullptr;
+  sae_error *error = nullptr;
+  const sae_status status = function(args..., &made, &error);
+  return finish(status, error, T(made));
+}
+
+/// Owns a handle of the C functions: moves, and does not copy.
 template <class T, void (*free)(T *)>
-using Owner = std::unique_ptr<T, Free<T, free>>;
+class Handle {
+ public:
+  /// Takes over a handle.
+  explicit Handle(T *handle) noexcept : handle_(handle) {}
+
+  /// For the C functions.
+  [[nodiscard]] T *get() const noexcept { return handle_.get(); }
+  /// Gives the handle away: whoever gets it frees it.
+  [[nodiscard]] T *release() noexcept { return handle_.release(); }
+
+ private:
+  struct Free {
+    void operator()(T *handle) const noexcept { free(handle); }
+  };
+  std::unique_ptr<T, Free> handle_;
+};
 
 }  // namespace detail
 
 // ---- Views -----------------------------------------------------------------------------------------------------------
+
+/// A view of an array: of a list `{a, b}`, and of whatever has `data()` and `size()`, such as std::vector, std::array and
+/// std::span. T is const where it is to read.
+template <class T>
+class Span {
+ public:
+  Span() = default;
+  Span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
+  template <std::size_t n>
+  Span(T (&array)[n]) noexcept : data_(array), size_(n) {}
+  template <class C, class = std::enable_if_t<std::is_convertible_v<decltype(std::declval<C &>().data()), T *>>>
+  Span(C &&container) noexcept : data_(container.data()), size_(container.size()) {}
+  /// Lives no longer than the list, which is to the end of the call that it is written in.
+  Span(std::initializer_list<std::remove_const_t<T>> list) noexcept : Span(list.begin(), list.size()) {}
+
+  [[nodiscard]] T *data() const noexcept { return data_; }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] T *begin() const noexcept { return data_; }
+  [[nodiscard]] T *end() const noexcept { return data_ + size_; }
+  [[nodiscard]] T &operator[](std::size_t i) const noexcept { return data_[i]; }
+
+ private:
+  T *data_ = nullptr;
+  std::size_t size_ = 0;
+};
 
 /// The bits of an IEEE binary16 number.
 struct f16 {
@@ -170,7 +233,8 @@ template <class T>
   }
 }
 
-/// A tensor to read: a vector `[length]`, or a matrix `[rows, cols]` whose rows start `stride` elements apart.
+/// A tensor to read: a vector `[length]`, a matrix `[rows, cols]` whose rows start `stride` elements apart, or a block
+/// `[tokens, layers, d]`, as crosscoders take it.
 class Tensor {
  public:
   /// No tensor.
@@ -185,13 +249,26 @@ class Tensor {
       : Tensor(data, dtype_of<T>(), rows, cols, stride) {}
 
   /// Element types that are known at run time only.
-  Tensor(const void *data, sae_dtype dtype, std::int64_t length) : Tensor(data, dtype, 1, length, 1, 1) {}
+  Tensor(const void *data, sae_dtype dtype, std::int64_t length) : Tensor(data, dtype, 1, Dimensions{length}, Dimensions{1}) {}
   Tensor(const void *data, sae_dtype dtype, std::int64_t rows, std::int64_t cols, std::int64_t stride)
-      : Tensor(data, dtype, 2, rows, cols, stride == 0 ? cols : stride) {}
+      : Tensor(data, dtype, 2, Dimensions{rows, cols}, Dimensions{stride == 0 ? cols : stride, 1}) {}
 
   /// A vector of everything that has `data()` and `size()`.
   template <class C, class T = std::remove_cv_t<std::remove_pointer_t<decltype(std::declval<const C &>().data())>>>
   Tensor(const C &container) : Tensor(container.data(), static_cast<std::int64_t>(container.size())) {}
+
+  /// `[tokens, layers, d]`, whose tokens and layers start so many elements apart; 0, 0: no gaps.
+  template <class T>
+  [[nodiscard]] static Tensor block(const T *data, std::int64_t tokens, std::int64_t layers, std::int64_t d,
+                                    std::int64_t token_stride = 0, std::int64_t layer_stride = 0) {
+    return block(data, dtype_of<T>(), tokens, layers, d, token_stride, layer_stride);
+  }
+  [[nodiscard]] static Tensor block(const void *data, sae_dtype dtype, std::int64_t tokens, std::int64_t layers,
+                                    std::int64_t d, std::int64_t token_stride = 0, std::int64_t layer_stride = 0) {
+    const std::int64_t layer_step = layer_stride == 0 ? d : layer_stride;
+    const std::int64_t token_step = token_stride == 0 ? layers * layer_step : token_stride;
+    return {data, dtype, 3, Dimensions{tokens, layers, d}, Dimensions{token_step, layer_step, 1}};
+  }
 
   [[nodiscard]] bool absent() const noexcept { return tensor_.ndim == 0; }
   [[nodiscard]] std::int64_t rows() const noexcept { return absent() ? 0 : shape_[0]; }
@@ -208,15 +285,17 @@ class Tensor {
   [[nodiscard]] sae_tensor c() const noexcept {
     sae_tensor tensor = tensor_;
     if (!absent()) {
-      tensor.shape = const_cast<std::int64_t *>(shape_);
-      tensor.strides = const_cast<std::int64_t *>(strides_);
+      tensor.shape = const_cast<std::int64_t *>(shape_.data());
+      tensor.strides = const_cast<std::int64_t *>(strides_.data());
     }
     return tensor;
   }
 
  private:
-  Tensor(const void *data, sae_dtype dtype, std::int32_t ndim, std::int64_t rows, std::int64_t cols, std::int64_t stride)
-      : shape_{rows, cols}, strides_{stride, 1} {
+  using Dimensions = std::array<std::int64_t, 3>;
+
+  Tensor(const void *data, sae_dtype dtype, std::int32_t ndim, Dimensions shape, Dimensions strides)
+      : shape_(shape), strides_(strides) {
     tensor_.data = const_cast<void *>(data);
     tensor_.device = {SAE_DEVICE_CPU, 0};
     tensor_.ndim = ndim;
@@ -224,8 +303,8 @@ class Tensor {
   }
 
   sae_tensor tensor_{};
-  std::int64_t shape_[2] = {0, 0};
-  std::int64_t strides_[2] = {0, 0};
+  Dimensions shape_{};
+  Dimensions strides_{};
 };
 
 /// A tensor to write.
@@ -246,6 +325,19 @@ class TensorMut : public Tensor {
   template <class C, class T = std::remove_pointer_t<decltype(std::declval<C &>().data())>,
             class = std::enable_if_t<!std::is_const_v<T>>>
   TensorMut(C &container) : Tensor(container) {}
+
+  /// `[tokens, layers, d]`, whose tokens and layers start so many elements apart; 0, 0: no gaps.
+  template <class T, class = std::enable_if_t<!std::is_const_v<T>>>
+  [[nodiscard]] static TensorMut block(T *data, std::int64_t tokens, std::int64_t layers, std::int64_t d,
+                                       std::int64_t token_stride = 0, std::int64_t layer_stride = 0) {
+    return block(data, dtype_of<T>(), tokens, layers, d, token_stride, layer_stride);
+  }
+  [[nodiscard]] static TensorMut block(void *data, sae_dtype dtype, std::int64_t tokens, std::int64_t layers, std::int64_t d,
+                                       std::int64_t token_stride = 0, std::int64_t layer_stride = 0) {
+    TensorMut made;
+    static_cast<Tensor &>(made) = Tensor::block(data, dtype, tokens, layers, d, token_stride, layer_stride);
+    return made;
+  }
 
   /// The same memory, on another device than the CPU.
   [[nodiscard]] TensorMut on(sae_device device) const noexcept {
@@ -415,35 +507,117 @@ namespace detail {
 [[nodiscard]] inline sae_edit ablate(std::int32_t feature) noexcept {
   return detail::edit(feature, SAE_EDIT_ABLATE, 0.0f);
 }
+/// The same edit, of tokens on which the latent is active alone.
+[[nodiscard]] inline sae_edit only_active(sae_edit edit) noexcept {
+  edit.flags |= SAE_EDIT_ONLY_ACTIVE;
+  return edit;
+}
+/// The same edit, changing the activation by at most `limit`.
+[[nodiscard]] inline sae_edit limited(sae_edit edit, float limit) noexcept {
+  edit.limit = limit;
+  return edit;
+}
+
+// ---- How a call runs -------------------------------------------------------------------------------------------------
+
+/// How one call runs, to be written where a call takes `const sae_run *`: `session.encode(x, out, sae::Run().fast())`.
+class Run {
+ public:
+  /// Scores may differ from one device to another.
+  Run &fast() noexcept { return flag(SAE_RUN_FAST); }
+  /// Features by index instead of strongest first.
+  Run &order_index() noexcept { return flag(SAE_RUN_ORDER_INDEX); }
+  /// x + addend is rounded to x's type.
+  Run &round_sum() noexcept { return flag(SAE_RUN_ROUND_SUM); }
+  /// On the host's stream.
+  Run &on_stream(void *stream) noexcept {
+    run_.stream_kind = SAE_STREAM_HOST;
+    run_.stream = stream;
+    return *this;
+  }
+  /// The call returns when the work is done.
+  Run &synchronous() noexcept {
+    run_.stream_kind = SAE_STREAM_SYNCHRONOUS;
+    return *this;
+  }
+  /// In the host's working memory.
+  Run &in(void *workspace, std::size_t size) noexcept {
+    run_.workspace = workspace;
+    run_.workspace_size = size;
+    return *this;
+  }
+
+  operator const sae_run *() const noexcept { return &run_; }
+
+ private:
+  Run &flag(std::uint32_t flag) noexcept {
+    run_.flags |= flag;
+    return *this;
+  }
+  sae_run run_ = SAE_RUN_INIT;
+};
+
+// ---- The library -----------------------------------------------------------------------------------------------------
+
+/// The release of the library that is loaded, such as "0.1.0".
+[[nodiscard]] inline const char *version() noexcept { return sae_version(); }
+
+/// The ABI of the library that is loaded; compare with `SAE_ABI_VERSION`.
+[[nodiscard]] inline std::uint32_t abi_version() noexcept { return sae_abi_version(); }
+
+/// A format of files that is read, and whether models are saved in it too.
+struct Format {
+  const char *name;
+  bool writes;
+};
+
+/// All formats.
+[[nodiscard]] inline std::vector<Format> formats() {
+  std::vector<Format> all;
+  std::int32_t writes = 0;
+  while (const char *name = sae_format_name(all.size(), &writes)) all.push_back({name, writes != 0});
+  return all;
+}
+
+/// The instruction sets that this machine runs, slowest first.
+[[nodiscard]] inline std::vector<const char *> kernels() {
+  std::vector<const char *> all;
+  while (const char *name = sae_kernels_name(all.size())) all.push_back(name);
+  return all;
+}
+
+/// Has `listener(level, text)` hear everything up to `level`, for the whole process and for good; it must not throw, and is
+/// called from whatever thread has something to say. The text is a `std::string_view` that lives as long as the call.
+template <class Listener>
+Outcome<> log_to(std::int32_t level, Listener listener) {
+  auto owned = std::make_unique<Listener>(std::move(listener));
+  const auto hear = [](std::int32_t said, const char *text, std::size_t length, void *context) noexcept {
+    (*static_cast<Listener *>(context))(said, std::string_view(text, length));
+  };
+  sae_error *error = nullptr;
+  const sae_status status = sae_log_set(hear, level, owned.get(), &error);
+  if (status == SAE_OK) (void)owned.release();
+  return detail::finish(status, error);
+}
 
 // ---- Threads ---------------------------------------------------------------------------------------------------------
 
 /// Threads that sessions and trainers may share.
-class Pool {
+class Pool : public detail::Handle<sae_pool, sae_pool_free> {
  public:
+  using Handle::Handle;
+
   /// Threads of the library's own; 0: one per core.
   [[nodiscard]] static Outcome<Pool> create(std::int32_t threads) {
-    sae_pool *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_pool_create(threads, &made, &error);
-    return detail::finish(status, error, Pool(made));
+    return detail::make<Pool, sae_pool>(sae_pool_create, threads);
   }
 
   /// The host's threads, through its own parallel loop.
   [[nodiscard]] static Outcome<Pool> from_host(std::int32_t threads, sae_parallel_for parallel_for, void *context) {
-    sae_pool *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_pool_from_host(threads, parallel_for, context, &made, &error);
-    return detail::finish(status, error, Pool(made));
+    return detail::make<Pool, sae_pool>(sae_pool_from_host, threads, parallel_for, context);
   }
 
-  [[nodiscard]] std::int32_t threads() const noexcept { return sae_pool_threads(pool_.get()); }
-  /// For the `pool` of options.
-  [[nodiscard]] const sae_pool *get() const noexcept { return pool_.get(); }
-
- private:
-  explicit Pool(sae_pool *pool) : pool_(pool) {}
-  detail::Owner<sae_pool, sae_pool_free> pool_;
+  [[nodiscard]] std::int32_t threads() const noexcept { return sae_pool_threads(get()); }
 };
 
 // ---- Models ----------------------------------------------------------------------------------------------------------
@@ -455,111 +629,69 @@ struct NamedTensor {
 };
 
 /// An SAE: immutable, usable by any number of threads. Sessions keep what they need of it.
-class Model {
+class Model : public detail::Handle<sae_model, sae_model_free> {
  public:
+  using Handle::Handle;
+
   [[nodiscard]] static Outcome<Model> load(const std::string &path, const sae_load_options *options = nullptr) {
-    sae_model *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_model_load(path.c_str(), options, &made, &error);
-    return detail::finish(status, error, Model(made));
+    return detail::make<Model, sae_model>(sae_model_load, path.c_str(), options);
   }
 
-  [[nodiscard]] static Outcome<Model> from_weights(const sae_model_desc &desc, const std::vector<NamedTensor> &weights,
+  [[nodiscard]] static Outcome<Model> from_weights(const sae_model_desc &desc, Span<const NamedTensor> weights,
                                                    const sae_load_options *options = nullptr) {
     std::vector<sae_named_tensor> named;
     for (const NamedTensor &weight : weights) named.push_back({weight.name, weight.tensor.c()});
-    sae_model *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_model_from_weights(&desc, named.data(), named.size(), options, &made, &error);
-    return detail::finish(status, error, Model(made));
+    return detail::make<Model, sae_model>(sae_model_from_weights, &desc, named.data(), named.size(), options);
   }
 
   /// What loading would need.
   [[nodiscard]] static Outcome<sae_memory> memory(const std::string &path, const sae_load_options *options = nullptr) {
-    sae_memory memory = SAE_MEMORY_INIT;
-    sae_error *error = nullptr;
-    const sae_status status = sae_model_memory(path.c_str(), options, &memory, &error);
-    return detail::finish(status, error, memory);
+    return detail::fill<sae_memory>(SAE_MEMORY_INIT, sae_model_memory, path.c_str(), options);
   }
 
   Outcome<> save(const std::string &path, const sae_save_options *options = nullptr) const {
-    sae_error *error = nullptr;
-    const sae_status status = sae_model_save(model_.get(), path.c_str(), options, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_model_save, get(), path.c_str(), options);
   }
 
   /// What the model is; its texts live as long as the model.
-  [[nodiscard]] Outcome<sae_info> info() const {
-    sae_info info = SAE_INFO_INIT;
-    sae_error *error = nullptr;
-    const sae_status status = sae_model_info(model_.get(), &info, &error);
-    return detail::finish(status, error, info);
-  }
+  [[nodiscard]] Outcome<sae_info> info() const { return detail::fill<sae_info>(SAE_INFO_INIT, sae_model_info, get()); }
 
   /// Copies rows of `SAE_WEIGHT_…`.
   Outcome<> read(std::int32_t which, std::int64_t first, std::int64_t rows, const TensorMut &out) const {
     const sae_tensor to = out.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_model_read(model_.get(), which, first, rows, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_model_read, get(), which, first, rows, &to);
   }
 
   /// The same model with decoder rows of norm 1.
   [[nodiscard]] Outcome<Model> fold_decoder_norms() const {
-    return made([&](sae_model **out, sae_error **error) {
-      return sae_model_fold_decoder_norms(model_.get(), out, error);
-    });
+    return detail::make<Model, sae_model>(sae_model_fold_decoder_norms, get());
   }
 
   /// The model that takes x as this one takes `x * scale`.
   [[nodiscard]] Outcome<Model> fold_activation_scale(float scale) const {
-    return made([&](sae_model **out, sae_error **error) {
-      return sae_model_fold_activation_scale(model_.get(), scale, out, error);
-    });
+    return detail::make<Model, sae_model>(sae_model_fold_activation_scale, get(), scale);
   }
 
   /// The same model keeping another number of latents per token.
   [[nodiscard]] Outcome<Model> with_k(std::int64_t k) const {
-    return made([&](sae_model **out, sae_error **error) { return sae_model_with_k(model_.get(), k, out, error); });
+    return detail::make<Model, sae_model>(sae_model_with_k, get(), k);
   }
 
   /// These latents alone, numbered from 0 in their order.
-  [[nodiscard]] Outcome<Model> subset(const std::vector<std::int32_t> &ids) const {
-    return made([&](sae_model **out, sae_error **error) {
-      return sae_model_subset(model_.get(), ids.data(), ids.size(), out, error);
-    });
+  [[nodiscard]] Outcome<Model> subset(Span<const std::int32_t> ids) const {
+    return detail::make<Model, sae_model>(sae_model_subset, get(), ids.data(), ids.size());
   }
 
   /// The first latents as a model of their own.
   [[nodiscard]] Outcome<Model> prefix(std::int64_t n_latents) const {
-    return made([&](sae_model **out, sae_error **error) {
-      return sae_model_prefix(model_.get(), n_latents, out, error);
-    });
+    return detail::make<Model, sae_model>(sae_model_prefix, get(), n_latents);
   }
 
   /// A JumpReLU model of this TopK one, with as many active latents on average over the sample.
   [[nodiscard]] Outcome<Model> with_threshold(const Tensor &sample, const Pool *pool = nullptr) const {
     const sae_tensor x = sample.c();
-    return made([&](sae_model **out, sae_error **error) {
-      return sae_model_with_threshold(model_.get(), &x, pool ? pool->get() : nullptr, out, error);
-    });
+    return detail::make<Model, sae_model>(sae_model_with_threshold, get(), &x, pool ? pool->get() : nullptr);
   }
-
-  [[nodiscard]] const sae_model *get() const noexcept { return model_.get(); }
-
- private:
-  friend class Trainer;
-  explicit Model(sae_model *model) : model_(model) {}
-
-  template <class Make>
-  static Outcome<Model> made(Make make) {
-    sae_model *out = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = make(&out, &error);
-    return detail::finish(status, error, Model(out));
-  }
-
-  detail::Owner<sae_model, sae_model_free> model_;
 };
 
 // ---- Sessions --------------------------------------------------------------------------------------------------------
@@ -572,47 +704,37 @@ struct Steering {
 };
 
 /// One stream of work over one model, for one thread at a time.
-class Session {
+class Session : public detail::Handle<sae_session, sae_session_free> {
  public:
+  using Handle::Handle;
+
   [[nodiscard]] static Outcome<Session> create(const Model &model, const sae_session_options *options = nullptr) {
-    sae_session *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_session_create(model.get(), options, &made, &error);
-    return detail::finish(status, error, Session(made));
+    return detail::make<Session, sae_session>(sae_session_create, model.get(), options);
   }
 
   /// What such a session would need.
   [[nodiscard]] static Outcome<sae_memory> memory(const Model &model, const sae_session_options *options = nullptr) {
-    sae_memory memory = SAE_MEMORY_INIT;
-    sae_error *error = nullptr;
-    const sae_status status = sae_session_memory(model.get(), options, &memory, &error);
-    return detail::finish(status, error, memory);
+    return detail::fill<sae_memory>(SAE_MEMORY_INIT, sae_session_memory, model.get(), options);
   }
 
   /// Sparse features of each token.
   Outcome<> encode(const Input &input, const FeaturesMut &out, const sae_run *run = nullptr) {
     const sae_tensor x = input.x.c(), addend = input.addend.c();
     const sae_features to = out.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_encode(session_.get(), run, &x, &addend, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_encode, get(), run, &x, &addend, &to);
   }
 
   /// Activations of the latents `ids` alone, into `out` `[tokens, ids]`.
   Outcome<> encode_selected(const Input &input, const Tensor &ids, const TensorMut &out, const sae_run *run = nullptr) {
     const sae_tensor x = input.x.c(), addend = input.addend.c(), which = ids.c(), to = out.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_encode_selected(session_.get(), run, &x, &addend, &which, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_encode_selected, get(), run, &x, &addend, &which, &to);
   }
 
   /// All activations or pre-activations (`SAE_DENSE_…`), into `z` `[tokens, n_latents]`.
   Outcome<> encode_dense(const Tensor &input, const TensorMut &z, std::int32_t what = SAE_DENSE_ACTIVATIONS,
                          const sae_run *run = nullptr) {
     const sae_tensor x = input.c(), to = z.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_encode_dense(session_.get(), run, &x, what, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_encode_dense, get(), run, &x, what, &to);
   }
 
   /// Activation vectors from features; `raw` is the input, for models with a skip path.
@@ -620,17 +742,13 @@ class Session {
                    const sae_run *run = nullptr) {
     const sae_features from = features.c();
     const sae_tensor x = raw.c(), to = x_hat.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_decode(session_.get(), run, &from, &x, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_decode, get(), run, &from, &x, &to);
   }
 
   /// Encodes and decodes at once.
   Outcome<> reconstruct(const Input &input, const TensorMut &x_hat, const sae_run *run = nullptr) {
     const sae_tensor x = input.x.c(), addend = input.addend.c(), to = x_hat.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_reconstruct(session_.get(), run, &x, &addend, nullptr, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_reconstruct, get(), run, &x, &addend, nullptr, &to);
   }
 
   /// Encodes and decodes at once, and tells the features.
@@ -638,22 +756,12 @@ class Session {
                         const sae_run *run = nullptr) {
     const sae_tensor x = input.x.c(), addend = input.addend.c(), to = x_hat.c();
     const sae_features features = out.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_reconstruct(session_.get(), run, &x, &addend, &features, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_reconstruct, get(), run, &x, &addend, &features, &to);
   }
 
-  /// Replaces the edits of a slot.
-  Outcome<> set_edits(std::int32_t slot, const sae_edit *edits, std::size_t count) {
-    sae_error *error = nullptr;
-    const sae_status status = sae_set_edits(session_.get(), slot, edits, count, &error);
-    return detail::finish(status, error);
-  }
-  Outcome<> set_edits(std::int32_t slot, std::initializer_list<sae_edit> edits) {
-    return set_edits(slot, edits.begin(), edits.size());
-  }
-  Outcome<> set_edits(std::int32_t slot, const std::vector<sae_edit> &edits) {
-    return set_edits(slot, edits.data(), edits.size());
+  /// Replaces the edits of a slot: `session.set_edits(0, {sae::scale(7, 2.0f), sae::ablate(9)})`.
+  Outcome<> set_edits(std::int32_t slot, Span<const sae_edit> edits) {
+    return detail::call(sae_set_edits, get(), slot, edits.data(), edits.size());
   }
 
   /// Steers `x` in place; `row_slot` `[tokens]` says by which slot, and if absent, all by slot 0.
@@ -674,43 +782,25 @@ class Session {
     how.known = steering.known ? &known : nullptr;
     how.y = &y;
     how.out = &out;
-    sae_error *error = nullptr;
-    const sae_status status = sae_steer(session_.get(), run, &x, &addend, &how, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_steer, get(), run, &x, &addend, &how);
   }
 
   /// Features of latent shards into those of the whole.
-  Outcome<> merge(const std::vector<FeaturesRef> &parts, const FeaturesMut &out, const sae_run *run = nullptr) {
+  Outcome<> merge(Span<const FeaturesRef> parts, const FeaturesMut &out, const sae_run *run = nullptr) {
     sae_features from[SAE_MAX_PARTS];
     for (std::size_t i = 0; i < parts.size() && i < SAE_MAX_PARTS; ++i) from[i] = parts[i].c();
     const sae_features to = out.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_features_merge(session_.get(), run, from, parts.size(), &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_features_merge, get(), run, from, parts.size(), &to);
   }
 
   /// Fails if calls have met indices or slots out of range.
-  Outcome<> status() {
-    sae_error *error = nullptr;
-    const sae_status status = sae_session_status(session_.get(), &error);
-    return detail::finish(status, error);
-  }
+  Outcome<> status() { return detail::call(sae_session_status, get()); }
 
   /// Waits until everything it was asked for is done, on whatever stream.
-  Outcome<> wait() {
-    sae_error *error = nullptr;
-    const sae_status status = sae_session_wait(session_.get(), &error);
-    return detail::finish(status, error);
-  }
+  Outcome<> wait() { return detail::call(sae_session_wait, get()); }
 
   /// The name of the instruction set it uses.
-  [[nodiscard]] const char *kernels() const noexcept { return sae_session_kernels(session_.get()); }
-
-  [[nodiscard]] sae_session *get() const noexcept { return session_.get(); }
-
- private:
-  explicit Session(sae_session *session) : session_(session) {}
-  detail::Owner<sae_session, sae_session_free> session_;
+  [[nodiscard]] const char *kernels() const noexcept { return sae_session_kernels(get()); }
 };
 
 // ---- The doctor ------------------------------------------------------------------------------------------------------
@@ -725,8 +815,10 @@ struct Examination {
 };
 
 /// What the doctor says of a model and a sample of activations.
-class Report {
+class Report : public detail::Handle<sae_report, sae_report_free> {
  public:
+  using Handle::Handle;
+
   /// Examines whether activations `x` are what the model expects.
   [[nodiscard]] static Outcome<Report> examine(const Model &model, const Tensor &x, const Examination &how = {}) {
     const sae_tensor from = x.c(), positions = how.positions.c(), target = how.target.c();
@@ -736,37 +828,22 @@ class Report {
     options.baseline = how.baseline ? how.baseline->get() : nullptr;
     options.pool = how.pool ? how.pool->get() : nullptr;
     options.max_rows = how.max_rows;
-    sae_report *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_doctor(model.get(), &from, &options, &made, &error);
-    return detail::finish(status, error, Report(made));
+    return detail::make<Report, sae_report>(sae_doctor, model.get(), &from, &options);
   }
 
   /// Its numbers.
   [[nodiscard]] Outcome<sae_report_info> info() const {
-    sae_report_info info = SAE_REPORT_INFO_INIT;
-    sae_error *error = nullptr;
-    const sae_status status = sae_report_get(report_.get(), &info, &error);
-    return detail::finish(status, error, info);
+    return detail::fill<sae_report_info>(SAE_REPORT_INFO_INIT, sae_report_get, get());
   }
 
   /// Finding `i`, the worst first; its texts live as long as the report.
   [[nodiscard]] Outcome<sae_finding> finding(std::int64_t i) const {
-    sae_finding finding = SAE_FINDING_INIT;
-    sae_error *error = nullptr;
-    const sae_status status = sae_report_finding(report_.get(), i, &finding, &error);
-    return detail::finish(status, error, finding);
+    return detail::fill<sae_finding>(SAE_FINDING_INIT, sae_report_finding, get(), i);
   }
 
   /// All of it, for people and for programs.
-  [[nodiscard]] std::string text() const { return sae_report_text(report_.get()); }
-  [[nodiscard]] std::string json() const { return sae_report_json(report_.get()); }
-
-  [[nodiscard]] const sae_report *get() const noexcept { return report_.get(); }
-
- private:
-  explicit Report(sae_report *report) : report_(report) {}
-  detail::Owner<sae_report, sae_report_free> report_;
+  [[nodiscard]] std::string text() const { return sae_report_text(get()); }
+  [[nodiscard]] std::string json() const { return sae_report_json(get()); }
 };
 
 // ---- Trainers --------------------------------------------------------------------------------------------------------
@@ -786,54 +863,41 @@ struct Batch {
 };
 
 /// One training run, for one thread at a time.
-class Trainer {
+class Trainer : public detail::Handle<sae_trainer, sae_trainer_free> {
  public:
+  using Handle::Handle;
+
   [[nodiscard]] static Outcome<Trainer> create(const sae_train_options &options) {
-    sae_trainer *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_create(&options, &made, &error);
-    return detail::finish(status, error, Trainer(made));
+    return detail::make<Trainer, sae_trainer>(sae_trainer_create, &options);
   }
 
   /// Continues a run from its last checkpoint.
   [[nodiscard]] static Outcome<Trainer> resume(const std::string &dir, const sae_train_options *options = nullptr) {
-    sae_trainer *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_resume(dir.c_str(), options, &made, &error);
-    return detail::finish(status, error, Trainer(made));
+    return detail::make<Trainer, sae_trainer>(sae_trainer_resume, dir.c_str(), options);
   }
 
   /// Starts the run from a first sample.
   Outcome<> init_from(const Tensor &sample) {
     const sae_tensor from = sample.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_init_from(trainer_.get(), &from, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_trainer_init_from, get(), &from);
   }
 
   /// Starts the run from a model.
   Outcome<> warm_start(const Model &model, const Tensor &sample) {
     const sae_tensor from = sample.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_warm_start(trainer_.get(), model.get(), &from, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_trainer_warm_start, get(), model.get(), &from);
   }
 
   /// Starts a transcoder's run from a first sample of inputs and their targets.
   Outcome<> init_transcoder(const Tensor &sample, const Tensor &target) {
     const sae_tensor from = sample.c(), to = target.c();
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_init_transcoder(trainer_.get(), &from, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_trainer_init_transcoder, get(), &from, &to);
   }
 
   /// Starts a transcoder's run from a model.
   Outcome<> warm_start_transcoder(const Model &model, const Tensor &sample, const Tensor &target) {
     const sae_tensor from = sample.c(), to = target.c();
-    sae_error *error = nullptr;
-    const sae_status status =
-        sae_trainer_warm_start_transcoder(trainer_.get(), model.get(), &from, &to, &error);
-    return detail::finish(status, error);
+    return detail::call(sae_trainer_warm_start_transcoder, get(), model.get(), &from, &to);
   }
 
   /// Trains on a batch.
@@ -846,40 +910,21 @@ class Trainer {
     what.row_mask = &row_mask;
     what.target = &target;
     what.flags = batch.accumulate ? SAE_BATCH_ACCUMULATE : 0;
-    sae_train_stats stats = SAE_TRAIN_STATS_INIT;
-    sae_error *error = nullptr;
-    const sae_status status = sae_train_step(trainer_.get(), run, &what, &stats, &error);
-    return detail::finish(status, error, stats);
+    return detail::fill<sae_train_stats>(SAE_TRAIN_STATS_INIT, sae_train_step, get(), run, &what);
   }
 
   /// What the run is, and how far it has come.
   [[nodiscard]] Outcome<sae_train_progress> progress() {
-    sae_train_progress progress = SAE_TRAIN_PROGRESS_INIT;
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_progress(trainer_.get(), &progress, &error);
-    return detail::finish(status, error, progress);
+    return detail::fill<sae_train_progress>(SAE_TRAIN_PROGRESS_INIT, sae_trainer_progress, get());
   }
 
   /// Saves a checkpoint into a directory.
-  Outcome<> save(const std::string &dir) {
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_save(trainer_.get(), dir.c_str(), &error);
-    return detail::finish(status, error);
-  }
+  Outcome<> save(const std::string &dir) { return detail::call(sae_trainer_save, get(), dir.c_str()); }
 
   /// A model of what was trained so far.
   [[nodiscard]] Outcome<Model> export_model(std::int32_t what = SAE_EXPORT_WEIGHTS) {
-    sae_model *made = nullptr;
-    sae_error *error = nullptr;
-    const sae_status status = sae_trainer_export(trainer_.get(), what, &made, &error);
-    return detail::finish(status, error, Model(made));
+    return detail::make<Model, sae_model>(sae_trainer_export, get(), what);
   }
-
-  [[nodiscard]] sae_trainer *get() const noexcept { return trainer_.get(); }
-
- private:
-  explicit Trainer(sae_trainer *trainer) : trainer_(trainer) {}
-  detail::Owner<sae_trainer, sae_trainer_free> trainer_;
 };
 
 }  // inline namespace

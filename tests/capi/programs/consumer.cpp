@@ -2,6 +2,7 @@
 
 #include "sae.hpp"
 
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +22,7 @@ static_assert(!std::is_copy_constructible_v<sae::Model> && std::is_nothrow_move_
 static_assert(!std::is_copy_constructible_v<sae::Session> && std::is_nothrow_move_assignable_v<sae::Session>);
 static_assert(!std::is_copy_constructible_v<sae::Trainer> && !std::is_copy_constructible_v<sae::Pool>);
 static_assert(sizeof(sae::Session) == sizeof(void *));
+static_assert(!std::is_copy_constructible_v<sae::Report> && std::is_nothrow_move_constructible_v<sae::Report>);
 // What may not be written cannot be made an output.
 static_assert(!std::is_constructible_v<sae::TensorMut, const float *, std::int64_t, std::int64_t>);
 static_assert(!std::is_constructible_v<sae::TensorMut, const std::vector<float> &>);
@@ -119,7 +121,83 @@ void steer(sae::Session &session, const sae::Model &model, const std::vector<flo
   session.steer({again.data(), tokens, d}, slots);
   CHECK(again == out);
   session.set_edits(0, {sae::scale(latent, 2.0f), sae::ablate(latent == 0 ? 1 : 0)});
+
+  // An edit that may change at most so much, of active latents alone; edits from an array; none.
+  const std::array<sae_edit, 1> bounded = {sae::only_active(sae::limited(sae::add(latent, 100.0f), 0.5f))};
+  session.set_edits(0, bounded);
+  y = x;
+  session.steer({y.data(), tokens, d});
+  for (std::int64_t j = 0; j < d; ++j) CHECK(std::abs(y[j] - (x[j] + 0.5f * sigma * row[j])) < 1e-5f);
+  session.set_edits(0, {});
+  y = x;
+  session.steer({y.data(), tokens, d});
+  CHECK(y == x);
   session.status();
+}
+
+// What needs no model: versions, names, and what is heard of a load.
+void look_around(const std::string &path) {
+  CHECK(sae::abi_version() == SAE_ABI_VERSION && std::strlen(sae::version()) > 0);
+  CHECK(std::strcmp(sae::kernels().front(), "scalar") == 0);
+  bool native = false;
+  for (const sae::Format &format : sae::formats()) native |= format.writes && std::strcmp(format.name, "native") == 0;
+  CHECK(native);
+
+  static std::string heard;
+  sae::log_to(SAE_LOG_INFO, [](std::int32_t, std::string_view text) { heard += text; });
+  fails(SAE_ERROR_BAD_STATE, "", [&] { sae::log_to(SAE_LOG_INFO, [copy = path](std::int32_t, std::string_view) {}); });
+  sae::Model loaded = sae::Model::load(path);
+  CHECK(heard.find("sae.safetensors") != std::string::npos);
+
+  // A handle goes to C and comes back.
+  const sae::Model back(loaded.release());
+  CHECK(loaded.get() == nullptr && back.info().n_latents == n);
+}
+
+// Crosscoders read and write several layers of a token, which may lie wherever the host has them.
+void cross() {
+  constexpr std::int64_t layers = 2, width = d / layers;
+  const std::vector<float> w = numbers(n * d), x = numbers(tokens * d);
+  sae_model_desc desc = SAE_MODEL_DESC_INIT;
+  desc.architecture = SAE_ARCHITECTURE_TOP_K;
+  desc.d_in = d;
+  desc.layers_in = desc.layers_out = layers;
+  desc.n_latents = n;
+  desc.k = k;
+  const sae::Model model = sae::Model::from_weights(desc, {{"W_enc", {w.data(), n, d}}, {"W_dec", {w.data(), n, d}}});
+  sae::Session session = sae::Session::create(model);
+  sae::Features flat(tokens, k), block(tokens, k), apart(tokens, k);
+  session.encode({x.data(), tokens, d}, flat);
+  session.encode(sae::Tensor::block(x.data(), tokens, layers, width), block);
+  std::vector<float> by_layer(x.size()), out(x.size()), rebuilt(x.size());
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t i = 0; i < d; ++i) by_layer[(i / width * tokens + t) * width + i % width] = x[t * d + i];
+  }
+  session.encode(sae::Tensor::block(by_layer.data(), tokens, layers, width, width, tokens * width), apart);
+  CHECK(flat.values() == block.values() && flat.values() == apart.values() && flat.indices() == apart.indices());
+  session.decode(flat, sae::TensorMut::block(out.data(), tokens, layers, width));
+  session.decode(flat, {rebuilt.data(), tokens, d});
+  CHECK(out == rebuilt);
+}
+
+// Everything that says how a call runs.
+void ways_to_run(sae::Session &session, const std::vector<float> &x, const sae::Features &expected) {
+  sae::Features features(tokens, k, 2);
+  session.encode({x.data(), tokens, d}, features, sae::Run().fast().synchronous());
+  CHECK(features.values() == expected.values());
+  session.encode({x.data(), tokens, d}, features, sae::Run().order_index().round_sum());
+  std::int32_t last = -1;
+  for (const auto [latent, value] : features.row(0)) {
+    CHECK(latent > last && value > 0.0f);
+    last = latent;
+  }
+  alignas(64) static std::array<char, 1 << 20> workspace;
+  session.encode({x.data(), tokens, d}, features, sae::Run().in(workspace.data(), workspace.size()));
+  CHECK(features.values() == expected.values());
+  fails(SAE_ERROR_UNSUPPORTED, "stream", [&] {
+    session.encode({x.data(), tokens, d}, features, sae::Run().on_stream(nullptr));
+  });
+  session.wait();
 }
 
 int run(const std::string &dir) {
@@ -128,6 +206,8 @@ int run(const std::string &dir) {
     sae::Trainer trainer = trained(dir);
     trainer.export_model().save(path);
   }
+  look_around(path);
+  cross();
   const sae::Model model = sae::Model::load(path);
   const sae_info info = model.info();
   CHECK(info.k == k && info.row_state_width == 2 && info.normalization == SAE_NORMALIZATION_LAYER_NORM);
@@ -186,6 +266,7 @@ int run(const std::string &dir) {
   session.merge({features}, other);
   CHECK(other.values() == features.values());
 
+  ways_to_run(session, x, features);
   steer(session, model, x, features);
 
   const std::vector<float> w = numbers(n * d);
