@@ -16,5 +16,6 @@ mod no_gpu;
 mod operations;
 mod programs;
 mod readme;
+mod releases;
 mod toolchain;
 mod use_it;

@@ -15,7 +15,7 @@ const VALGRIND: [&str; 5] = [
     "--errors-for-leak-kinds=definite,indirect",
 ];
 
-fn source(name: &str) -> PathBuf {
+pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/capi/programs").join(name)
 }
 
