@@ -23,12 +23,16 @@ use serde_json::Value;
 
 const TOKENS: usize = 32;
 
+/// The kinds of edits, by their codes in C.
+const OPS: [(&str, EditOp); 4] =
+    [("add", EditOp::Add), ("set", EditOp::Set), ("scale", EditOp::Scale), ("ablate", EditOp::Ablate)];
+
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data").join(name)
 }
 
 fn read<T: Pod>(name: &str) -> Vec<T> {
-    bytemuck::pod_collect_to_vec(&std::fs::read(path(name)).unwrap())
+    std::fs::read(path(name)).unwrap().chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
 }
 
 fn model() -> Arc<Sae> {
@@ -113,13 +117,10 @@ fn choose_edits(sae: &Sae, x: &[f32]) -> Vec<Edit> {
     edits
 }
 
-const OPS: [(&str, EditOp); 4] =
-    [("add", EditOp::Add), ("set", EditOp::Set), ("scale", EditOp::Scale), ("ablate", EditOp::Ablate)];
-
 /// The edits as an array of the C ABI's structs, `sae_edit`.
 fn raw(edits: &[Edit]) -> Vec<u8> {
     let words = |edit: &Edit| {
-        let op = [EditOp::Add, EditOp::Set, EditOp::Scale, EditOp::Ablate].iter().position(|op| *op == edit.op).unwrap();
+        let op = OPS.iter().position(|(_, op)| *op == edit.op).unwrap();
         [edit.feature as u32, op as u32, edit.strength.to_bits(), 0, 0, 0, 0, 0]
     };
     edits.iter().flat_map(words).flat_map(u32::to_le_bytes).collect()
@@ -142,7 +143,8 @@ fn json(sae: &Sae, k: usize, expected: &Expected, edits: &[Edit]) -> String {
     text += "  ],\n  \"features\": [\n";
     for t in 0..TOKENS {
         let slots = t * k..t * k + usize::try_from(expected.counts[t]).unwrap().min(k);
-        let pairs: Vec<String> = slots.map(|i| format!("[{}, {:?}]", expected.indices[i], expected.values[i])).collect();
+        let pairs: Vec<String> =
+            slots.map(|i| format!("[{}, {:?}]", expected.indices[i], expected.values[i])).collect();
         writeln!(text, "    [{}]{}", pairs.join(", "), comma(t + 1 == TOKENS)).unwrap();
     }
     text + "  ]\n}\n"

@@ -1,6 +1,6 @@
 /* Makes a small SAE of weights in memory, and prints the features of two activation vectors.
  *
- *   make lib && gcc -std=c11 -Ibuild/include examples/c/encode.c -Lbuild/lib -lsae -Wl,-rpath,$PWD/build/lib
+ *   gcc -std=c11 examples/c/encode.c $(pkg-config --cflags --libs libsae) -o encode && ./encode
  */
 
 #include <sae.h>

@@ -1,6 +1,6 @@
 // Trains a small SAE on made-up activations, saves it, loads it, and looks at, rebuilds and steers activations with it.
 //
-//   make lib && g++ -std=c++17 -Ibuild/include examples/cpp/train_and_steer.cpp -Lbuild/lib -lsae -Wl,-rpath,$PWD/build/lib
+//   g++ -std=c++17 examples/cpp/train_and_steer.cpp $(pkg-config --cflags --libs libsae) -o train_and_steer && ./train_and_steer
 
 #include <sae.hpp>
 

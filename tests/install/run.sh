@@ -52,6 +52,17 @@ g++ -std=c++17 "${warnings[@]}" "${cpp[@]}" "${static[@]}" -o "$work/cpp-static"
 tries "$work/c-static" static
 tries "$work/cpp-static" static
 
+say "a host shaped like TensorRT"
+g++ -std=c++17 "${warnings[@]}" examples/tensorrt_host/main.cpp "${shared[@]}" -pthread -o "$work/tensorrt_host"
+LD_LIBRARY_PATH=$moved/lib "$work/tensorrt_host" examples/data >"$work/out" 2>&1 || { cat "$work/out"; die "tensorrt_host failed"; }
+
+say "32 threads with one model; one of everything, 10,000 times"
+for program in threads cycles; do
+  g++ -std=c++17 "${warnings[@]}" "tests/install/programs/$program.cpp" "${shared[@]}" -pthread -o "$work/$program"
+  LD_LIBRARY_PATH=$moved/lib "$work/$program" examples/data | tee "$work/out"
+done
+if LD_LIBRARY_PATH=$moved/lib "$work/cycles" examples/data 300 leak >"$work/out"; then die "cycles did not see a leak: $(<"$work/out")"; fi
+
 say "CMake, both"
 cmake -S tests/install/cmake -B "$work/cmake" -DCMAKE_PREFIX_PATH="$moved" -DEXAMPLES="$root/examples" >"$work/cmake.log" 2>&1 ||
   { cat "$work/cmake.log"; die "CMake did not find it"; }
