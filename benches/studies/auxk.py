@@ -1,8 +1,10 @@
 """Dead latents: 64 latents per dimension, trained with AuxK and without, and the share of them that never fires on rows held out.
 
-The threshold for dead latents is the default, min(10,000,000, 5 % of the run).
+The threshold for dead latents is the default, min(10,000,000, 5 % of the run). Where fewer than JUDGED rows of other documents are recorded,
+rows of the training's documents that it did not come to are added, and counted.
 """
 
+import itertools
 import pathlib
 
 import runs
@@ -12,6 +14,7 @@ from recording import Recording
 from trainers import Task
 
 WIDE, K, BATCH, RATE, SEEDS = 64, 32, 1024, 1e-3, (0, 1, 2)
+JUDGED = 500_000
 
 
 def specs(arguments):
@@ -28,12 +31,14 @@ def run(library, spec, arguments):
     batches, sample = training.shuffled(task.tokens, BATCH, spec["seed"])
     with runs.Cost() as cost:
         model, last = trainers.libsae(library, task, batches(), sample)
-    return {**measure(library, model, held_out.chunks(CHUNK), K, n), **last, "n": n, "k": K, "rate": RATE, "batch": BATCH, **cost.figures()}
+    added = min(max(0, JUDGED - len(held_out)), len(training) - task.tokens)
+    rows = itertools.chain(held_out.chunks(CHUNK), training.chunks(CHUNK, task.tokens, task.tokens + added))
+    return {**measure(library, model, rows, K, n), "held_out_rows_of_training_documents": added, **last, "n": n, "k": K, "rate": RATE, "batch": BATCH, **cost.figures()}
 
 
 def more(parser):
     recording_options(parser)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[400_000, 2_000_000])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[200_000, 2_000_000])
 
 
 def recording_options(parser):

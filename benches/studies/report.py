@@ -64,13 +64,13 @@ def auxk(results):
     groups = grouped(results, "model", "tokens", "aux")
     rows = [
         (model, f"{tokens:,}", aux, len(mine), spread(of(mine, "never_fire"), 2, True), spread([r["dead_at_the_end"] / r["n"] for r in mine], 2, True),
-         spread(of(mine, "fvu")), f"{min(of(mine, 'held_out_rows')):,}")
+         spread(of(mine, "fvu")), f"{min(of(mine, 'held_out_rows')):,}", f"{max(of(mine, 'held_out_rows_of_training_documents')):,}")
         for (model, tokens, aux), mine in sorted(groups.items())
     ]
     panels = collections.defaultdict(dict)
     for (model, tokens, aux), mine in sorted(groups.items()):
         panels[f"{model}, {tokens:,} tokens"][{"AuxK": "with AuxK", "none": "without"}[aux]] = of(mine, "never_fire")
-    head = ("model", "tokens", "", "seeds", "never fire, held out", "counted dead at the end", "FVU", "rows held out")
+    head = ("model", "tokens", "", "seeds", "never fire, held out", "counted dead at the end", "FVU", "rows held out", "of these, of the training's documents")
     return table(head, rows), draw.columns([("Latents that never fire (lower is better)", panels, True)])
 
 

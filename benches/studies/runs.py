@@ -40,8 +40,11 @@ def finished(study, folder):
     return {name_of(run["spec"]): run for run in runs}
 
 
-def commit():
-    return subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+def commit(library):
+    """The last change of the sources before the library was built."""
+    built = str(int(pathlib.Path(library).stat().st_mtime))
+    command = ["git", "-C", ROOT, "log", "-1", "--format=%h", f"--before={built}", "--", "src"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 class Cost:
@@ -104,7 +107,7 @@ def child(study, run, spec, arguments):
     torch.set_num_threads(1)
     library = Library(str(ROOT / "include" / "sae.h"), arguments.library)
     measured = run(library, spec, arguments)
-    result = {"spec": spec, **measured, "date": datetime.date.today().isoformat(), "commit": commit(),
+    result = {"spec": spec, **measured, "date": datetime.date.today().isoformat(), "commit": commit(arguments.library),
               "command": f"make -C benches studies-{study}", "load": os.getloadavg()[1]}
     write(arguments.folder / study / f"{name_of(spec)}.json", result)
     print("        ", json.dumps(measured), flush=True)
