@@ -36,6 +36,7 @@ test:
 	tests/install/run.sh
 	$(MAKE) inlined kernels-check ports goldens round_trips
 	$(MAKE) fuzz FUZZ_SECONDS=20
+	$(MAKE) -C bindings/python test
 	$(MAKE) -C examples/llama_cpp test
 	$(MAKE) -C examples/onnxruntime test
 
