@@ -19,7 +19,7 @@ import libsae.torch
 from libsae import _arrays
 from libsae._library import lib
 
-ROUNDS, CALLS = 40, 3000
+ROUNDS, CALLS = 20, 3000
 
 
 def c_loop():

@@ -1,6 +1,9 @@
 """The example's SAE and activations give the expected bits, in numpy's memory and in torch's."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +44,14 @@ def test_rows_are_those_of_the_json():
     said = json.loads((DATA / "expected.json").read_text())
     features = libsae.Model.load(DATA / "sae.safetensors").session().encode(np.load(DATA / "activations.npy"))
     assert [[(int(i), float(np.float32(v))) for i, v in row] for row in said["features"]] == list(features)
+
+
+def test_the_example_says_so(tmp_path):
+    program = DATA.parent / "python" / "features.py"
+    done = subprocess.run([sys.executable, program, DATA], capture_output=True, text=True)
+    assert done.returncode == 0 and "the expected bits" in done.stdout, done.stdout + done.stderr
+    shutil.copytree(DATA, tmp_path / "data")
+    counts = np.fromfile(tmp_path / "data/expected/counts.i32", np.int32)
+    (counts + 1).tofile(tmp_path / "data/expected/counts.i32")
+    done = subprocess.run([sys.executable, program, tmp_path / "data"], capture_output=True, text=True)
+    assert done.returncode == 1 and "not the expected bits: counts.i32" in done.stdout
