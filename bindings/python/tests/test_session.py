@@ -195,6 +195,7 @@ def test_features_of_other_hands(session, x):
     (lambda s, x: s.encode(Exporter(x, device=2), out=libsae.Features.empty(9, K)), libsae.InvalidTensor, "^x: .*cuda"),
     (lambda s, x: s.encode(Exporter(x, device=2)), TypeError, "^out: .*must be given"),
     (lambda s, x: s.encode(Exporter(x, version=2, versioned=True)), libsae.InvalidTensor, "^x: .*2.0"),
+    (lambda s, x: s.encode(Broken()), libsae.InvalidTensor, "^x: .*no unused DLPack capsule"),
     (lambda s, x: s.steer_(Exporter(x, versioned=True, read_only=True)), libsae.InvalidTensor, "^x: is read-only"),
     (lambda s, x: s.set_edits(9, [Edit.ablate(0)]), libsae.InvalidArgument, "slot"),
     (lambda s, x: s.set_edits(0, [Edit.ablate(N)]), libsae.InvalidArgument, "48"),
@@ -209,6 +210,14 @@ def test_what_is_wrong_is_named(session, x, call, error, words):
     with pytest.raises(error, match=words):
         call(session, x)
     assert np.array_equal(x, before) and session.encode(x) is not None  # it serves on
+
+
+class Broken:
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **_):
+        return "a capsule"
 
 
 def test_read_only_outputs_stay(session, x):

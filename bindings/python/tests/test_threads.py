@@ -5,9 +5,11 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 import libsae
-from conftest import K, activations, make
+from conftest import D, K, activations, make
+from exporter import Exporter
 
 
 def in_threads(count, work):
@@ -48,7 +50,7 @@ def test_closing_waits_for_nobody_and_frees_nothing_in_use():
     model = make()
     x = activations(400)
     expected = model.session().encode(x).values
-    for _ in range(20):
+    for _ in range(8):
         session = model.session()
         done = 0
 
@@ -90,3 +92,18 @@ def test_10_000_objects_leave_nothing():
     cycle(10_000)
     gc.collect()
     assert resident() - before < 4 << 20, f"grew by {resident() - before} bytes"
+
+
+@pytest.mark.parametrize("fresh", [np.ones, torch.ones, lambda shape: Exporter(np.ones(shape, np.float32))], ids=["numpy", "torch", "other"])
+def test_calls_keep_no_array(fresh):
+    session = make().session(max_tokens=20_000)
+    before = resident()
+    for _ in range(100):
+        x = fresh((10_000, D))  # 0.8 MB or 1.6
+        try:
+            session.encode_selected(x, [1])
+        except libsae.InvalidTensor:
+            assert isinstance(x, np.ndarray) and x.dtype == np.float64  # refused calls let go too
+    del x
+    gc.collect()
+    assert resident() - before < 40 << 20

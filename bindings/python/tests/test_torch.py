@@ -78,6 +78,17 @@ def test_compiled_is_eager(session):
     assert all(map(torch.equal, layer(*given), compiled(*given)))
 
 
+def test_inference_mode(session):
+    known = ours.number(session)
+    with torch.inference_mode():
+        x = torch.from_numpy(activations()) * 1
+        steered = OPS.steer(x, None, None, None, known)
+        compiled = torch.compile(lambda h: (OPS.steer_(h, None, None, known), h * 1)[1], fullgraph=True, backend="aot_eager")
+        assert x.is_inference() and torch.equal(compiled(x.clone()), steered)
+        OPS.steer_(x, None, None, known)
+        assert torch.equal(x, steered)
+
+
 def test_inductor_too(x):
     session = make().session()
     known = ours.number(session)
