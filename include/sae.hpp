@@ -846,6 +846,75 @@ class Report : public detail::Handle<sae_report, sae_report_free> {
   [[nodiscard]] std::string json() const { return sae_report_json(get()); }
 };
 
+// ---- Buffers ---------------------------------------------------------------------------------------------------------
+
+/// Rows on their way into a buffer; see `sae_buffer_rows`.
+struct Rows {
+  Tensor x;
+  Tensor addend;
+  Tensor row_mask;
+  /// One number for each row of x; NULL: none.
+  const std::int64_t *documents = nullptr;
+  /// Rows before this one were taken by an earlier push.
+  std::int64_t first = 0;
+  /// x + addend is rounded to x's type.
+  bool round_sum = false;
+
+  Rows(Tensor x_) : x(x_) {}
+};
+
+/// Activations that wait to be trained on, mixed as they come. Any thread may push, take and close at any time.
+class Buffer : public detail::Handle<sae_buffer, sae_buffer_free> {
+ public:
+  using Handle::Handle;
+
+  [[nodiscard]] static Outcome<Buffer> create(const sae_buffer_options &options) {
+    return detail::make<Buffer, sae_buffer>(sae_buffer_create, &options);
+  }
+
+  /// What such a buffer takes, and how many rows it holds.
+  [[nodiscard]] static Outcome<sae_buffer_size> memory(const sae_buffer_options &options) {
+    return detail::fill<sae_buffer_size>(SAE_BUFFER_SIZE_INIT, sae_buffer_memory, &options);
+  }
+
+  /// Goes on from a saved buffer.
+  [[nodiscard]] static Outcome<Buffer> restore(const std::string &path, const sae_buffer_options *options = nullptr) {
+    return detail::make<Buffer, sae_buffer>(sae_buffer_restore, path.c_str(), options);
+  }
+
+  /// Takes rows in, as many as there is room for within the time; tells how many, from `rows.first` on.
+  Outcome<std::int64_t> push(const Rows &rows, std::int64_t wait_ms = SAE_WAIT_FOREVER) {
+    const sae_tensor x = rows.x.c(), addend = rows.addend.c(), row_mask = rows.row_mask.c();
+    sae_buffer_rows what = SAE_BUFFER_ROWS_INIT;
+    what.x = &x;
+    what.addend = &addend;
+    what.row_mask = &row_mask;
+    what.documents = rows.documents;
+    what.first = rows.first;
+    what.flags = rows.round_sum ? SAE_RUN_ROUND_SUM : 0;
+    return detail::fill<std::int64_t>(0, sae_buffer_push, get(), &what, wait_ms);
+  }
+
+  /// Fills `out` with a batch; tells how many of its rows are in use: 0 if there was none in time, `SAE_BUFFER_END` if
+  /// there will be none any more. `documents`, if it is not NULL, has room for a number for each row.
+  Outcome<std::int64_t> take(const TensorMut &out, std::int64_t wait_ms = SAE_WAIT_FOREVER,
+                             std::int64_t *documents = nullptr) {
+    const sae_tensor to = out.c();
+    return detail::fill<std::int64_t>(0, sae_buffer_take, get(), &to, documents, wait_ms);
+  }
+
+  /// No more rows are taken in; what is held is given to the last.
+  Outcome<> close() { return detail::call(sae_buffer_close, get()); }
+
+  /// What became of the rows so far.
+  [[nodiscard]] Outcome<sae_buffer_state> stats() const {
+    return detail::fill<sae_buffer_state>(SAE_BUFFER_STATE_INIT, sae_buffer_stats, get());
+  }
+
+  /// Saves all that decides what comes next, rows included, into a file.
+  Outcome<> save(const std::string &path) const { return detail::call(sae_buffer_save, get(), path.c_str()); }
+};
+
 // ---- Trainers --------------------------------------------------------------------------------------------------------
 
 /// What to train on; see `sae_train_batch`.
@@ -912,6 +981,9 @@ class Trainer : public detail::Handle<sae_trainer, sae_trainer_free> {
     what.flags = batch.accumulate ? SAE_BATCH_ACCUMULATE : 0;
     return detail::fill<sae_train_stats>(SAE_TRAIN_STATS_INIT, sae_train_step, get(), run, &what);
   }
+
+  /// Learning rates are the schedule's times this from the next step on.
+  Outcome<> set_rate(double rate) { return detail::call(sae_trainer_set_rate, get(), rate); }
 
   /// What the run is, and how far it has come.
   [[nodiscard]] Outcome<sae_train_progress> progress() {

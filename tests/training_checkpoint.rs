@@ -59,7 +59,7 @@ fn a_run_resumes_with_scales_and_while_k_and_penalties_change() {
         let recipe = options.recipe;
         let step = |trainer: &mut Trainer, seed| trainer.step(&view(&activations(seed, 50)).into()).unwrap();
         let mut unbroken = started(&options, Pool::serial());
-        let scales = unbroken.progress().unwrap().scales;
+        let scales = &unbroken.progress().unwrap().scales;
         assert!(scales.input != 1.0 && scales.output == scales.input, "{recipe:?}: {scales:?}");
         let early: Vec<_> = (2..10).map(|seed| step(&mut unbroken, seed)).collect();
         unbroken.save(dir.path()).unwrap();
@@ -133,6 +133,8 @@ fn contradicting_options_and_broken_checkpoints_are_refused() {
         ("pending_tokens", serde_json::json!(51)),
         ("normalizer", serde_json::json!(0.0)),
         ("normalizer", serde_json::json!(-1.0)),
+        ("rate", serde_json::json!(0.0)),
+        ("scales of 2 layers", serde_json::json!({ "input": 1.0, "output": 1.0, "layers": [1.0, 1.0] })),
         ("input scale", serde_json::json!({ "input": 0.0, "output": 1.0 })),
         ("input scale", serde_json::json!({ "input": -1.0, "output": 1.0 })),
         ("output scale", serde_json::json!({ "input": 1.0, "output": 0.0 })),
@@ -141,7 +143,7 @@ fn contradicting_options_and_broken_checkpoints_are_refused() {
         ("threshold", serde_json::json!({ "sum": 1.0, "weight": 1.5 })),
         ("threshold", serde_json::json!({ "sum": 1.0, "weight": -0.5 })),
     ] {
-        let field = if name.ends_with("scale") { "scales" } else { name };
+        let field = if name.contains("scale") { "scales" } else { name };
         std::fs::write(&file, with_progress(&sound, field, value.clone())).unwrap();
         let error = refused(resume(&TrainOptions::default()));
         assert_eq!(error.status(), Status::Format, "{name} {value}: {error}");
@@ -154,24 +156,85 @@ fn contradicting_options_and_broken_checkpoints_are_refused() {
     assert_eq!(refused(resume(&TrainOptions::default())).status(), Status::Io);
 }
 
+/// What was written when TopK was the only recipe says less, and means what it meant.
+#[test]
+fn checkpoints_from_before_the_recipes_resume_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    for normalization in [Normalization::None, Normalization::LayerNorm] {
+        let options = TrainOptions { normalization, ..options() };
+        let mut unbroken = started(&options, Pool::serial());
+        let step = |trainer: &mut Trainer, seed| trainer.step(&view(&activations(seed, 50)).into()).unwrap();
+        (2..8).for_each(|seed| drop(step(&mut unbroken, seed)));
+        unbroken.save(dir.path()).unwrap();
+        let file = dir.path().join("checkpoint.safetensors");
+        let keep = |object: &mut serde_json::Value, names: &[&str]| {
+            object.as_object_mut().unwrap().retain(|name, _| names.contains(&name.as_str()));
+            assert_eq!(object.as_object().unwrap().len(), names.len());
+        };
+        let old = with_facts(&std::fs::read(&file).unwrap(), |facts| {
+            keep(
+                &mut facts["options"],
+                &[
+                    "d",
+                    "n_latents",
+                    "k",
+                    "k_aux",
+                    "aux_coefficient",
+                    "no_aux",
+                    "dead_after_tokens",
+                    "learning_rate",
+                    "warmup_steps",
+                    "total_tokens",
+                    "decay_fraction",
+                    "adam_beta1",
+                    "adam_beta2",
+                    "adam_epsilon",
+                    "clip_norm",
+                    "ema_decay",
+                    "no_ema",
+                    "seed",
+                    "max_batch_tokens",
+                    "normalization",
+                    "convention",
+                ],
+            );
+            keep(
+                &mut facts["progress"],
+                &["step", "rows_given", "tokens_seen", "pending_tokens", "normalizer", "reference"],
+            );
+        });
+        std::fs::write(&file, old).unwrap();
+        let mut resumed = Trainer::resume(dir.path(), &options, Pool::new(2).unwrap()).unwrap();
+        assert_eq!(resumed.options(), unbroken.options());
+        (8..12).for_each(|seed| assert_eq!(step(&mut resumed, seed), step(&mut unbroken, seed)));
+        assert_eq!(both_exports(&resumed), both_exports(&unbroken));
+    }
+}
+
 /// A checkpoint that says otherwise how far it has come.
 fn with_progress(checkpoint: &[u8], field: &str, value: serde_json::Value) -> Vec<u8> {
+    with_facts(checkpoint, |facts| facts["progress"][field] = value)
+}
+
+/// A checkpoint of which something else is said.
+fn with_facts(checkpoint: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
     let end = 8 + u64::from_le_bytes(checkpoint[..8].try_into().unwrap()) as usize;
     let mut header: serde_json::Value = serde_json::from_slice(&checkpoint[8..end]).unwrap();
     let facts = &mut header["__metadata__"]["libsae_checkpoint"];
     let mut changed: serde_json::Value = serde_json::from_str(facts.as_str().unwrap()).unwrap();
-    changed["progress"][field] = value;
+    change(&mut changed);
     *facts = changed.to_string().into();
     let header = header.to_string().into_bytes();
     [&(header.len() as u64).to_le_bytes()[..], &header, &checkpoint[end..]].concat()
 }
 
 /// Values that contradict [`options`].
-fn spoils() -> [(&'static str, Spoil); 37] {
+fn spoils() -> [(&'static str, Spoil); 38] {
     [
         ("d is", |o| o.d = 25),
         ("n_latents", |o| o.n_latents = 97),
         ("k is", |o| o.k = 7),
+        ("layers is", |o| o.layers = 2),
         ("k_aux", |o| o.k_aux = 11),
         ("aux_coefficient", |o| o.aux_coefficient = 0.5),
         ("no_aux", |o| o.no_aux = true),

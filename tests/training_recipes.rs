@@ -15,12 +15,14 @@ use sae::backend::training::Parameter;
 use sae::backend::{Pool, Run, Wanted};
 use sae::sae::{Architecture, Gate, Matrix, Sae, Spec, Weights};
 use sae::session::{Session, SessionOptions};
-use sae::tensor::{Tensor, TensorMut};
+use sae::tensor::{DType, Device, Tensor, TensorMut};
 use sae::training::{Batch, Export, Penalty, Recipe, Scaling, StepStats, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 
 const D: usize = 16;
 const D_OUT: usize = 20;
+/// Of crosscoders, side by side in D.
+const LAYERS: usize = 2;
 const N: usize = 64;
 const K: usize = 4;
 const TOKENS: usize = 48;
@@ -67,6 +69,10 @@ fn cases() -> Vec<Case> {
         (case.name, case.options.transcoder, case.options.d_out, case.options.skip) = (name, true, D_OUT, skip);
         case
     };
+    let crossing = |name, mut case: Case| {
+        (case.name, case.options.layers, case.options.d) = (name, LAYERS, D / LAYERS);
+        case
+    };
     let top_k = Architecture::TopK { k: K };
     let mut matryoshka = of(Recipe::Matryoshka, top_k);
     matryoshka.options.prefixes = vec![8, 24, 64];
@@ -83,6 +89,9 @@ fn cases() -> Vec<Case> {
         penalized(Recipe::Gated, Architecture::Gated, 0.2),
         transcoding("transcoder", of(Recipe::TopK, top_k), false),
         transcoding("skip_transcoder", penalized(Recipe::Relu, Architecture::Relu, 0.3), true),
+        crossing("crosscoder", penalized(Recipe::Relu, Architecture::Relu, 0.3)),
+        crossing("top_k_crosscoder", of(Recipe::TopK, top_k)),
+        crossing("batch_top_k_crosscoder", of(Recipe::BatchTopK, top_k)),
     ]
 }
 
@@ -107,6 +116,9 @@ impl Golden {
         if options.transcoder {
             (spec.d_out, spec.subtract_b_dec, spec.denormalize_output) = (d_out, false, false);
             weights.w_skip = options.skip.then(|| matrix("W_skip", d_out, D));
+        }
+        if options.layers > 1 {
+            (spec.layers_in, spec.layers_out, spec.subtract_b_dec) = (LAYERS, LAYERS, false);
         }
         match architecture {
             Architecture::JumpRelu => weights.threshold = Some(start("threshold")),
@@ -203,7 +215,7 @@ fn twenty_steps_agree_with_float64() {
 #[test]
 fn each_part_of_a_loss_is_seen() {
     type Spoil = fn(&mut TrainOptions);
-    let spoils: [(&str, &str, Spoil); 17] = [
+    let spoils: [(&str, &str, Spoil); 19] = [
         ("multi_top_k", "the second reconstruction", |o| o.recipe = Recipe::TopK),
         ("multi_top_k", "AuxK", |o| o.no_aux = true),
         ("abs_top_k", "AuxK", |o| o.no_aux = true),
@@ -219,6 +231,8 @@ fn each_part_of_a_loss_is_seen() {
         ("jump_relu_quadratic", "the target", |o| o.target_l0 = 4.0),
         ("transcoder", "AuxK", |o| o.no_aux = true),
         ("skip_transcoder", "what is frozen", |o| o.frozen = vec![Parameter::WSkip, Parameter::BDec]),
+        ("crosscoder", "the penalty", |o| o.sparsity_coefficient = 0.2),
+        ("top_k_crosscoder", "AuxK", |o| o.no_aux = true),
         ("gated", "the penalty", |o| o.sparsity_coefficient = 0.15),
         ("gated", "the warm-up", |o| o.sparsity_warmup_steps = 0),
     ];
@@ -234,6 +248,15 @@ fn each_part_of_a_loss_is_seen() {
         println!("{recipe}, {what}: {worst:.2e}");
         assert!(worst > 2e-2, "{recipe}, {what} goes unnoticed: {worst}");
     }
+}
+
+/// Of each latent, the sum of its decoder's norms at each layer.
+fn decoder_norms(sae: &Sae) -> Vec<f32> {
+    let (w_dec, spec) = (&sae.weights().w_dec, sae.spec());
+    let rows = w_dec.rows_f32(0, N, &mut []).to_vec();
+    let norm_of = |row: &[f32]| row.iter().map(|w| w * w).sum::<f32>().sqrt();
+    let layers = |row: &[f32]| row.chunks(row.len() / spec.layers_out).map(norm_of).sum();
+    rows.chunks(spec.d_out).map(layers).collect()
 }
 
 /// The bits of both exports.
@@ -311,8 +334,10 @@ fn what_is_exported_encodes_as_it_trained() {
         };
         assert_eq!(spec.architecture, expected, "{}", case.name);
         let widths = (spec.d_in, spec.d_out, spec.subtract_b_dec, sae.weights().w_skip.is_some());
-        let transcoder = case.options.transcoder;
-        assert_eq!(widths, (D, if transcoder { D_OUT } else { D }, !transcoder, case.options.skip), "{}", case.name);
+        let (transcoder, layers) = (case.options.transcoder, case.options.layers.max(1));
+        let plain = !transcoder && layers == 1;
+        assert_eq!(widths, (D, if transcoder { D_OUT } else { D }, plain, case.options.skip), "{}", case.name);
+        assert_eq!((spec.layers_in, spec.layers_out), (layers, layers), "{}", case.name);
         assert_eq!(spec.prefixes, case.options.prefixes, "{}", case.name);
         if let (Recipe::BatchTopK | Recipe::Matryoshka, Some(threshold)) =
             (case.options.recipe, &sae.weights().threshold)
@@ -328,7 +353,7 @@ fn what_is_exported_encodes_as_it_trained() {
 /// Latents that start anew are unit vectors of tokens, the rest stay; also after a resume, and on any number of threads.
 #[test]
 fn dead_latents_start_anew() {
-    for recipe in ["relu", "jump_relu", "gated", "batch_top_k", "skip_transcoder"] {
+    for recipe in ["relu", "jump_relu", "gated", "batch_top_k", "skip_transcoder", "crosscoder"] {
         let golden = Golden::of(recipe);
         let mut case = cases().into_iter().find(|case| case.name == recipe).unwrap();
         (case.options.no_aux, case.options.k_aux) = (true, 0);
@@ -365,7 +390,7 @@ fn dead_latents_start_anew() {
                     assert!(stats.resampled >= 20, "{recipe}: {stats:?}");
                     let (now, ema) = (trainer.export(Export::Weights).unwrap(), trainer.export(Export::Ema).unwrap());
                     for sae in [&now, &ema] {
-                        let norms = sae.weights().w_dec.row_norms();
+                        let norms = decoder_norms(sae);
                         assert!(norms.iter().all(|norm| (norm - 1.0).abs() < 1e-5), "{recipe}: {norms:?}");
                         assert!(sae.weights().b_enc[45..].iter().all(|b| *b == 0.0 || *b < -40.0), "{recipe}");
                     }
@@ -470,6 +495,8 @@ fn a_run_takes_over_and_hands_on_what_an_sae_computes() {
         ("gated", &[longer, whole]),
         ("transcoder", &[longer, rescaled]),
         ("skip_transcoder", &[longer]),
+        ("crosscoder", &[longer]),
+        ("top_k_crosscoder", &[]),
     ] {
         for scaling in [Scaling::None, Scaling::RootWidth, Scaling::UnitSquare] {
             let golden = Golden::of(name);
@@ -492,7 +519,9 @@ fn a_run_takes_over_and_hands_on_what_an_sae_computes() {
             let wanted = fvu(start, x, y);
             let handed_on = fvu(trainer.export(Export::Weights).unwrap(), x, y);
             let taken_over = trainer.step(&batch(&batches[0])).unwrap().fvu;
-            for found in [handed_on, taken_over] {
+            // Of layers that are scaled apart, the run's own is of what they are scaled to.
+            let apart = case.options.layers > 1 && scaling != Scaling::None;
+            for found in [handed_on, if apart { wanted } else { taken_over }] {
                 assert!((found - wanted).abs() < 1e-4 * wanted, "{name}, {scaling:?}: {found}, not {wanted}");
             }
         }
@@ -539,6 +568,79 @@ fn what_is_frozen_stays_and_the_rest_moves() {
                 let stayed = end == start[&name];
                 assert_eq!(stayed, name == frozen.name(), "{}: {name}, with {frozen:?} frozen", case.name);
             }
+        }
+    }
+}
+
+/// Layers of rows may lie anywhere, each is brought to one size, and what is exported takes them as they are.
+#[test]
+fn a_crosscoder_s_layers_are_brought_to_one_size() {
+    const SIZES: [f32; LAYERS] = [1.0, 300.0];
+    let (golden, dir) = (Golden::of("crosscoder"), tempfile::tempdir().unwrap());
+    // [T, layers, d], and the same numbers with the layers apart.
+    let (rows, half) = (STEPS * TOKENS, D / LAYERS);
+    let sized = |(i, v): (usize, f32)| v * SIZES[i / half % LAYERS];
+    let together: Vec<f32> = golden.f32("batches").into_iter().enumerate().map(sized).collect();
+    let layer = |l: usize| together.chunks(half).skip(l).step_by(LAYERS).flatten().copied();
+    let apart: Vec<f32> = (0..LAYERS).flat_map(layer).collect();
+    let part = |apart_too: bool, first: usize, count: usize| {
+        let strides = [half as i64, (rows * half) as i64, 1];
+        if apart_too {
+            let (at, shape) = (apart[first * half..].as_ptr().cast(), [count, LAYERS, half]);
+            // SAFETY: rows first..first + count of all layers lie within `apart`.
+            #[allow(unsafe_code)]
+            unsafe {
+                Tensor::from_raw(at, DType::F32, Device::CPU, &shape, Some(&strides)).unwrap()
+            }
+        } else {
+            Tensor::new(&together[first * D..][..count * D], &[count, LAYERS, half]).unwrap()
+        }
+    };
+    for recipe in Recipe::ALL {
+        let counts = !matches!(recipe, Recipe::Relu | Recipe::JumpRelu | Recipe::Gated);
+        let k = if counts { K } else { 0 };
+        let options = TrainOptions { recipe, k, d: half, layers: LAYERS, n_latents: N, seed: 4, ..Default::default() };
+        let run = |apart: bool| {
+            let mut trainer = Trainer::new(&options, Pool::serial()).unwrap();
+            trainer.init_from(&part(apart, 0, rows)).unwrap();
+            let step = |i: usize, trainer: &mut Trainer| trainer.step(&part(apart, i * TOKENS, TOKENS).into()).unwrap();
+            let mut stats: Vec<StepStats> = (0..3).map(|i| step(i, &mut trainer)).collect();
+            trainer.save(dir.path()).unwrap();
+            trainer = Trainer::resume(dir.path(), &TrainOptions::default(), Pool::serial()).unwrap();
+            stats.extend((3..6).map(|i| step(i, &mut trainer)));
+            (stats, trainer)
+        };
+        let (stats, mut trainer) = run(false);
+        let other = run(true);
+        assert!(stats == other.0 && exports(&trainer) == exports(&other.1), "{recipe:?}");
+        let scales = trainer.progress().unwrap().scales.clone();
+        let [small, large] = scales.layers[..] else { panic!("{scales:?}") };
+        assert!((0.5..2.0).contains(&(small / large / SIZES[1])), "{recipe:?}: {scales:?}");
+        // On the scale of training, each latent's norms add up to 1.
+        let (spec, mut weights) = trainer.export(Export::Weights).unwrap().into_parts();
+        let raw = weights.w_dec.rows_f32(0, N, &mut []).to_vec();
+        let scaled: Vec<f32> = raw.iter().enumerate().map(|(i, w)| w * scales.layers[i / half % LAYERS]).collect();
+        weights.w_dec = Matrix::from_f32(&scaled, N, D).unwrap();
+        let norms = decoder_norms(&Sae::new(spec, weights).unwrap());
+        assert!(norms.iter().all(|norm| (norm - 1.0).abs() < 1e-5), "{recipe:?}: {norms:?}");
+        // What is exported explains both layers as the run does.
+        if recipe != Recipe::BatchTopK && recipe != Recipe::Matryoshka {
+            let x = &together[..TOKENS * D];
+            let error = |sae: Sae| {
+                let options = SessionOptions { max_tokens: TOKENS, max_width: N, ..SessionOptions::default() };
+                let mut session = Session::new(Arc::new(sae), options).unwrap();
+                let mut x_hat = vec![0.0; TOKENS * D];
+                let out = TensorMut::new(&mut x_hat, &[TOKENS, LAYERS, half]).unwrap();
+                session.reconstruct(Run::default(), part(false, 0, TOKENS).into(), None, out).unwrap();
+                let squares = x.iter().zip(&x_hat).enumerate();
+                squares.map(|(i, (a, b))| f64::from((a - b) * scales.layers[i / half % LAYERS]).powi(2)).sum::<f64>()
+            };
+            let handed_on = error(trainer.export(Export::Weights).unwrap());
+            let taken = trainer.step(&part(false, 0, TOKENS).into()).unwrap();
+            let normalizer = trainer.progress().unwrap().normalizer;
+            let found = handed_on / (TOKENS * D) as f64 / normalizer;
+            let other_parts = recipe == Recipe::MultiTopK;
+            assert!(other_parts || (found - taken.mse).abs() < 1e-3 * taken.mse, "{recipe:?}: {found} {taken:?}");
         }
     }
 }

@@ -84,8 +84,13 @@ fn gradients_are_those_of_the_losses() {
     // Where all that is positive is kept, no selection jumps.
     let plain = TrainingShape { max_tokens: ROWS, ..TrainingShape::top_k(N, D, N) };
     let transcoder = TrainingShape { transcoder: true, d_out: D_OUT, ..plain.clone() };
+    let crosscoder = TrainingShape { layers: 3, ..plain.clone() };
     let tanh = Rule::JumpRelu(JumpRelu { bandwidth: 1e-3, penalty: Penalty::Tanh });
     let shapes = [
+        ("TopK crosscoder", crosscoder.clone()),
+        ("ReLU crosscoder", TrainingShape { rule: Rule::Relu, ..crosscoder.clone() }),
+        ("Matryoshka crosscoder", TrainingShape { rule: levels(&[(3, 0.5), (N, 1.5)]), ..crosscoder.clone() }),
+        ("gated crosscoder", TrainingShape { rule: Rule::Gated, ..crosscoder }),
         ("TopK", plain.clone()),
         ("Multi-TopK", TrainingShape { rule: Rule::MultiTopK, ..plain.clone() }),
         ("AbsTopK", TrainingShape { rule: Rule::AbsTopK, ..plain.clone() }),
@@ -103,7 +108,7 @@ fn gradients_are_those_of_the_losses() {
         let (_, mut gradients) = evaluate(&shape, &at);
         let index = |wanted: Parameter| at.iter().position(|(parameter, _)| *parameter == wanted);
         // What reaches b_dec through the encoder's input is otherwise added when the step is made.
-        if !shape.transcoder {
+        if shape.subtracts_b_dec() {
             let (w_enc, b_enc, b_dec) = (&at[0].1, &gradients[1], index(Parameter::BDec).unwrap());
             let mut by_product = b_enc.clone();
             if let (Some(r), Some(b)) = (index(Parameter::RMag), index(Parameter::BGate)) {

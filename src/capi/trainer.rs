@@ -57,11 +57,12 @@ pub const SAE_PENALTY_TANH: i32 = 1;
 /// The square of how far their number is from `target_l0`, times 2 / `target_l0`.
 pub const SAE_PENALTY_QUADRATIC: i32 = 2;
 
-/// `SAE_SCALING_ROOT_WIDTH` for recipes with a penalty, unless each token is normalised, else `SAE_SCALING_NONE`.
+/// `SAE_SCALING_ROOT_WIDTH` for recipes with a penalty, unless each token is normalised, and for crosscoders; else
+/// `SAE_SCALING_NONE`.
 pub const SAE_SCALING_RECIPE: i32 = 0;
 /// Activations are trained on as they are.
 pub const SAE_SCALING_NONE: i32 = 1;
-/// They are multiplied so that their mean norm is sqrt(d).
+/// They are multiplied so that their mean norm is sqrt(d), in each layer of a crosscoder.
 pub const SAE_SCALING_ROOT_WIDTH: i32 = 2;
 /// They are multiplied so that the mean square of their norm is 1.
 pub const SAE_SCALING_UNIT_SQUARE: i32 = 3;
@@ -90,7 +91,7 @@ pub const SAE_FREEZE_W_SKIP: u32 = 128;
 pub struct sae_train_options {
     /// `sizeof(sae_train_options)`; `SAE_TRAIN_OPTIONS_INIT` sets it.
     pub struct_size: usize,
-    /// Width of the activations.
+    /// Width of the activations; of a crosscoder's, that of each layer.
     pub d: i64,
     /// Number of latents.
     pub n_latents: i64,
@@ -150,7 +151,8 @@ pub struct sae_train_options {
     /// Optimizer steps after each of which dead latents start anew from badly explained tokens (Bricken et al. 2023); 0: never.
     /// Instead of the auxiliary loss: recipes that have it need `SAE_TRAIN_NO_AUX`.
     pub resample_every: u64,
-    /// The penalty's coefficient, against squared errors summed over the width, as in the papers; 0: 5 for ReLU, else 1.
+    /// The penalty's coefficient, against squared errors summed over the width, as in the papers; 0: 1 for JumpReLU, and for ReLU
+    /// and Gated 0.03 sqrt(`d`), or 0.03 by `SAE_SCALING_UNIT_SQUARE`.
     pub sparsity_coefficient: f32,
     /// For `SAE_PENALTY_QUADRATIC`: the number of active latents that it pulls to.
     pub target_l0: f32,
@@ -166,12 +168,15 @@ pub struct sae_train_options {
     pub scaling: i32,
     /// What stays as the run's start has it: `SAE_FREEZE_…`.
     pub frozen: u32,
+    /// Layers of the model that are read and written at once, by a crosscoder; 0: 1. With more, what is said to be `[T, d]` is
+    /// `[T, layers, d]`.
+    pub layers: i64,
 }
 sized!(sae_train_options: d, n_latents, k, k_aux, max_batch_tokens, dead_after_tokens, warmup_steps, total_tokens, seed,
     pool, convention, learning_rate, decay_fraction, aux_coefficient, adam_beta1, adam_beta2, adam_epsilon, clip_norm,
     ema_decay, normalization, flags; d_out, k_start, k_anneal_steps, prefixes, prefix_weights, n_prefixes,
     sparsity_warmup_steps, resample_every, sparsity_coefficient, target_l0, bandwidth, initial_threshold, recipe, penalty,
-    scaling, frozen);
+    scaling, frozen, layers);
 
 /// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`. It takes about 41 bytes for each of
 /// `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the encoder speeds it up), and for each
@@ -278,9 +283,9 @@ pub const SAE_BATCH_ACCUMULATE: u32 = 1;
 pub struct sae_train_batch {
     /// `sizeof(sae_train_batch)`; `SAE_TRAIN_BATCH_INIT` sets it.
     pub struct_size: usize,
-    /// `[T, d]`, f32, f16 or bf16; T from 0 to `max_batch_tokens`.
+    /// `[T, d]` (of a crosscoder `[T, layers, d]`), f32, f16 or bf16; T from 0 to `max_batch_tokens`.
     pub x: *const sae_tensor,
-    /// `[T, d]`: x + addend is trained on, formed in f32; NULL: x.
+    /// As x: x + addend is trained on, formed in f32; NULL: x.
     pub addend: *const sae_tensor,
     /// `[T, d_out]`, f32, f16 or bf16: what a transcoder reconstructs; NULL for an autoencoder.
     pub target: *const sae_tensor,
@@ -384,6 +389,21 @@ pub unsafe extern "C" fn sae_train_step(
             });
         }
         Ok(())
+    })
+}
+
+/// From the next step on, learning rates are the schedule's times `rate`, until it is set again; checkpoints keep it. A run that
+/// diverged (`SAE_ERROR_NOT_FINITE`, or a loss that rises) may be resumed from its last checkpoint and go on with less.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sae_trainer_set_rate(
+    trainer: *mut sae_trainer,
+    rate: f64,
+    error: *mut *mut sae_error,
+) -> sae_status {
+    boundary(error, || {
+        // SAFETY: the caller's handle.
+        let trainer = unsafe { get("trainer", trainer)? };
+        trainer.0.enter("trainer")?.set_rate(rate)
     })
 }
 
@@ -492,7 +512,8 @@ pub const SAE_EXPORT_WEIGHTS: i32 = 0;
 /// Their moving average over the steps, which often reconstructs better.
 pub const SAE_EXPORT_EMA: i32 = 1;
 
-/// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1.
+/// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1; of a crosscoder,
+/// the norms of their layers add up to 1 on the scale of training.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_trainer_export(
     trainer: *mut sae_trainer,
@@ -573,6 +594,7 @@ impl sae_train_options {
         };
         let options = TrainOptions {
             d: count("options.d", self.d)?,
+            layers: count("options.layers", self.layers)?,
             n_latents: count("options.n_latents", self.n_latents)?,
             k: count("options.k", self.k)?,
             k_aux: count("options.k_aux", self.k_aux)?,

@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use super::container::Container;
+use super::stats::Scales;
 use super::{Progress, TrainOptions};
 use crate::atomic;
 use crate::backend::training::{Parameter, Role, Training};
@@ -178,7 +179,9 @@ pub(super) struct Stored {
 pub(super) fn open(folder: &Path) -> Result<Stored> {
     let file = File::open(folder.join(FILE)).map_err(|e| Error::from(e).at(FILE))?;
     let stored = Storage::map(&file).map_err(|e| e.at(FILE)).and_then(|bytes| {
-        let facts = CONTAINER.facts(bytes.bytes()).map_err(|e| e.at(FILE))?;
+        let mut facts: Facts = CONTAINER.facts(bytes.bytes()).map_err(|e| e.at(FILE))?;
+        // Of options that there were not yet when it was made, it says nothing.
+        facts.options = facts.options.resolve().map_err(broken).map_err(|e| e.at(FILE))?;
         Ok(Stored { bytes, facts })
     })?;
     stored.check().map_err(|e| e.at(FILE))?;
@@ -197,11 +200,19 @@ impl Stored {
 
     fn check(&self) -> Result<()> {
         let Facts { options, progress, .. } = &self.facts;
-        options.resolve().map_err(broken)?;
         if !(progress.normalizer > 0.0 && progress.normalizer.is_finite()) {
             return Err(broken(format!("its normalizer is {}", progress.normalizer)));
         }
-        for (name, scale) in [("input", progress.scales.input), ("output", progress.scales.output)] {
+        if !(progress.rate > 0.0 && progress.rate.is_finite()) {
+            return Err(broken(format!("its rate is {}, not a positive number", progress.rate)));
+        }
+        let Scales { input, output, layers } = &progress.scales;
+        let wanted = if options.layers > 1 { options.layers } else { 0 };
+        if layers.len() != wanted {
+            return Err(broken(format!("it has scales of {} layers, not of {wanted}", layers.len())));
+        }
+        let scales = [("input", input), ("output", output)].into_iter().chain(layers.iter().map(|s| ("layers", s)));
+        for (name, &scale) in scales {
             if !(scale > 0.0 && scale.is_finite()) {
                 return Err(broken(format!("its {name} scale is {scale}, not a positive number")));
             }

@@ -1,6 +1,6 @@
 //! What was trained, as an SAE.
 
-use super::warm_start::{norm_of, scale_rows};
+use super::warm_start::{decoder_norm, scale_rows};
 use super::{Export, Progress, TrainOptions};
 use crate::backend::training::{Parameter, Role, Training};
 use crate::error::{Result, fail};
@@ -53,15 +53,23 @@ pub(super) fn export(options: &TrainOptions, progress: &Progress, backend: &dyn 
         Ok(values)
     };
     // Activations are divided by the output's scale, so that decoder rows keep their norms.
-    let w_enc = matrix(Parameter::WEnc, input / output)?;
+    let mut w_enc = matrix(Parameter::WEnc, input / output)?;
     let mut w_dec = matrix(Parameter::WDec, 1.0)?;
     if role == Role::Ema {
         for row in w_dec.chunks_exact_mut(d_out) {
-            let norm = norm_of(row);
+            let norm = decoder_norm(row, shape.layers);
             scale_rows(row, d_out, |_| if norm > 0.0 { 1.0 / f64::from(norm) } else { 1.0 });
         }
     }
-    let (b_enc, b_dec) = (vector(Parameter::BEnc, 1.0 / output)?, vector(Parameter::BDec, 1.0 / output)?);
+    let (b_enc, mut b_dec) = (vector(Parameter::BEnc, 1.0 / output)?, vector(Parameter::BDec, 1.0 / output)?);
+    // Of several layers, each decoder's takes its scale off, and activations stay as they were trained.
+    let layers = &progress.scales.layers[..];
+    if !layers.is_empty() {
+        let scale = |row: usize| f64::from(layers[row % layers.len()]);
+        scale_rows(&mut w_enc, d / layers.len(), scale);
+        scale_rows(&mut w_dec, d / layers.len(), |row| 1.0 / scale(row));
+        scale_rows(&mut b_dec, d / layers.len(), |row| 1.0 / scale(row));
+    }
     let finish = |values: Array<f32>, rows, cols| Matrix::new(values.into_storage(), DType::F32, rows, cols);
     let mut weights = Weights::new(finish(w_enc, n, d)?, b_enc, finish(w_dec, n, d_out)?, b_dec);
     if options.skip {
@@ -83,5 +91,33 @@ pub(super) fn export(options: &TrainOptions, progress: &Progress, backend: &dyn 
     let fvu = progress.reference.fvu.filter(|_| spec.normalization == Normalization::None);
     let measured = Reference { fvu, ..progress.reference };
     spec.convention.reference = Some(spec.convention.reference.unwrap_or_default().or(Some(measured)));
+    Sae::new(spec, weights)
+}
+
+/// An SAE of few numbers whose spec is that of what resolved options make, but for its sizes.
+pub(super) fn specimen(options: &TrainOptions) -> Result<Sae> {
+    let prefixes: Vec<usize> = (1..=options.prefixes.len()).map(|i| 2 * i).collect();
+    let n_latents = prefixes.last().map_or(2, |&last| last);
+    let d_out = if options.d_out == options.d { 2 } else { 3 };
+    let (k, k_start) = (options.k.min(1), options.k_start.min(1));
+    let options = TrainOptions { d: 2, d_out, n_latents, prefixes, k, k_start, ..options.clone() };
+    let (spec, shape) = (options.spec(), options.shape());
+    let (d, d_out) = (shape.d, shape.d_out);
+    let matrix = |rows: usize, cols: usize, value: f32| Matrix::from_f32(&vec![value; rows * cols], rows, cols);
+    // Rows of norm 1, which thresholds need not be alike for.
+    let w_dec = matrix(n_latents, d_out, (1.0 / d_out as f64).sqrt() as f32)?;
+    let mut weights = Weights::new(matrix(n_latents, d, 0.5)?, vec![0.0; n_latents], w_dec, vec![0.0; d_out]);
+    let own = shape.rule.parameters();
+    if own.contains(&Parameter::Threshold) {
+        weights.threshold = Some((0..n_latents).map(|i| 0.5 + i as f32).collect());
+    } else if options.recipe.competes_over_batch() {
+        weights.threshold = Some(vec![0.5; n_latents]);
+    }
+    if own.contains(&Parameter::RMag) {
+        weights.gate = Some(Gate { r_mag: vec![0.0; n_latents], b_gate: vec![0.0; n_latents] });
+    }
+    if options.skip {
+        weights.w_skip = Some(matrix(d_out, d, 0.5)?);
+    }
     Sae::new(spec, weights)
 }

@@ -42,7 +42,7 @@ struct Sums<'a> {
 impl Sample {
     /// Reads a sample `[S, d]`: rows that are not finite are left out, and of too many, some at even distances are taken.
     pub(super) fn read(name: &str, sample: &Tensor<'_>, normalization: Normalization) -> Result<Self> {
-        let (found, d) = (sample.rows(), sample.shape()[1]);
+        let (found, d) = (sample.rows(), sample.shape()[1..].iter().product());
         let count = found.min(SAMPLE_ROWS);
         // As a batch's rows are made ready, but for b_dec, which is yet to be found.
         let kernels = Kernels::best()?;
@@ -71,21 +71,27 @@ impl Sample {
         Ok(Self { d, rows, norms })
     }
 
-    /// What all activations are to be multiplied by.
-    pub(super) fn scale(&self, scaling: Scaling) -> Result<f32> {
-        let count = self.norms.len() as f64;
-        let scale = match scaling {
-            Scaling::Recipe | Scaling::None => 1.0,
-            Scaling::RootWidth => {
-                (self.d as f64).sqrt() * count / self.norms.iter().map(|norm| f64::from(*norm)).sum::<f64>()
+    /// What each of so many layers of all activations is to be multiplied by.
+    pub(super) fn scales(&self, scaling: Scaling, layers: usize) -> Result<Vec<f32>> {
+        let (kernels, d) = (Kernels::best()?, self.d / layers);
+        let scale_of = |layer: usize| {
+            let parts = self.rows.chunks_exact(d).skip(layer).step_by(layers);
+            let mut norms: Vec<f32> = parts.map(|x| kernels.dot(x, x).sqrt()).collect();
+            // Small ones first, for the sum's sake.
+            norms.sort_by(f32::total_cmp);
+            let (norms, count) = (norms.iter().map(|norm| f64::from(*norm)), norms.len() as f64);
+            let scale = match scaling {
+                Scaling::Recipe | Scaling::None => 1.0,
+                Scaling::RootWidth => (d as f64).sqrt() * count / norms.sum::<f64>(),
+                Scaling::UnitSquare => (count / norms.map(|norm| norm.powi(2)).sum::<f64>()).sqrt(),
+            } as f32;
+            if !(scale > 0.0 && scale.is_finite()) {
+                let of = if layers > 1 { format!(" of layer {layer}") } else { String::new() };
+                return fail!(InvalidTensor, "the rows' norms{of} ask for a factor of {scale}, which is none");
             }
-            Scaling::UnitSquare => (count / self.norms.iter().map(|norm| f64::from(*norm).powi(2)).sum::<f64>()).sqrt(),
+            Ok(scale)
         };
-        let scale = scale as f32;
-        if !(scale > 0.0 && scale.is_finite()) {
-            return fail!(InvalidTensor, "the rows' norms ask for a factor of {scale}, which is none");
-        }
-        Ok(scale)
+        (0..layers).map(scale_of).collect()
     }
 
     /// `√mean(‖x‖²)`.
@@ -94,9 +100,10 @@ impl Sample {
         (squares * self.d as f64 / self.rows.len() as f64).sqrt()
     }
 
-    /// Multiplies the rows.
-    pub(super) fn multiply(&mut self, scale: f32) {
-        self.rows.iter_mut().for_each(|v| *v *= scale);
+    /// Multiplies the rows, layer by layer.
+    pub(super) fn multiply(&mut self, scales: &[f32]) {
+        let parts = self.rows.chunks_exact_mut(self.d / scales.len());
+        parts.zip(scales.iter().cycle()).for_each(|(x, scale)| x.iter_mut().for_each(|v| *v *= scale));
     }
 
     /// What the norms of healthy inputs are.

@@ -1,4 +1,4 @@
-//! Training SAEs and transcoders from activations as they flow by. Each [`Recipe`] has its loss and gradient where
+//! Training SAEs, transcoders and crosscoders from activations as they flow by. Each [`Recipe`] has its loss and gradient where
 //! [`backend::training::Rule`](crate::backend::training::Rule) has it; what they share is told here of the plainest, TopK:
 //! "Scaling and evaluating sparse autoencoders" (Gao et al. 2024, arXiv 2406.04093), sections 2.1 to 2.4 and appendix A.
 //!

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Penalty, Recipe, Scaling};
+use super::{Penalty, Recipe, Scaling, export};
 use crate::backend::training::{Parameter, TrainingShape};
 use crate::error::{Error, Result, fail};
-use crate::sae::{Convention, Normalization, Spec};
+use crate::sae::{Convention, Normalization, Sae, Spec};
 
 /// What a run is made with. Only `d`, `n_latents` and `k` have no default; zeros elsewhere stand for what is said there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,8 +13,10 @@ use crate::sae::{Convention, Normalization, Spec};
 pub struct TrainOptions {
     /// What is trained, and by which loss.
     pub recipe: Recipe,
-    /// Width of the activations.
+    /// Width of the activations; of a crosscoder's, that of each layer.
     pub d: usize,
+    /// Layers of the model that are read and written at once, by a crosscoder: batches are `[T, layers, d]` then. 0: 1.
+    pub layers: usize,
     /// Train a transcoder: batches have targets, which is what is reconstructed, and b_dec is not subtracted from the inputs.
     pub transcoder: bool,
     /// Width of a transcoder's targets. 0: `d`.
@@ -37,7 +39,11 @@ pub struct TrainOptions {
     /// By what the squared error of each is multiplied in the loss. Empty: 1.
     pub prefix_weights: Vec<f32>,
     /// The coefficient λ of what holds activations down, for recipes that count none: as in the papers, against squared errors
-    /// summed over `d`; the loss as a whole is then divided by `d · normalizer`. 0: 5 for ReLU (Conerly et al. 2024), else 1.
+    /// summed over `d`; the loss as a whole is then divided by `d · normalizer`. 0: 1 for JumpReLU; for ReLU and Gated `0.03 √d`
+    /// for activations whose mean norm is √d, 0.03 where the mean square of it is 1: the middle of the 0.012 to 0.06 (Gated: 0.08)
+    /// that dictionary_learning's demonstration trains with. An L1 grows with the norm where squared errors grow with its square,
+    /// so one number does not do for every width: 5 (Conerly et al. 2024) is 0.03 √d at a d of 28,000. What L0 it leads to
+    /// depends on the activations; a larger one leads to a smaller.
     pub sparsity_coefficient: f32,
     /// Optimizer steps over which λ rises from 0. 0: none.
     pub sparsity_warmup_steps: u64,
@@ -95,6 +101,9 @@ pub struct TrainOptions {
     pub convention: Convention,
 }
 
+/// The coefficient of an L1 of activations whose norm's mean square is 1.
+const L1: f32 = 0.03;
+
 impl TrainOptions {
     /// The same options with every default filled in; refuses what cannot be trained, naming the option.
     pub fn resolve(&self) -> Result<Self> {
@@ -111,14 +120,19 @@ impl TrainOptions {
         let resolved = Self {
             sparsity_coefficient: match self.recipe {
                 _ if !penalized => self.sparsity_coefficient,
-                Recipe::Relu => or(self.sparsity_coefficient, 5.0),
+                Recipe::Relu | Recipe::Gated => {
+                    let norm = if self.scaling == Scaling::UnitSquare { 1.0 } else { (self.d as f32).sqrt() };
+                    or(self.sparsity_coefficient, L1 * norm)
+                }
                 _ => or(self.sparsity_coefficient, 1.0),
             },
             bandwidth: if jumps { or(self.bandwidth, 0.05) } else { self.bandwidth },
             initial_threshold: if jumps { or(self.initial_threshold, 0.01) } else { self.initial_threshold },
             no_aux: self.no_aux || !counts,
             scaling: match self.scaling {
-                Scaling::Recipe if penalized && self.normalization == Normalization::None => Scaling::RootWidth,
+                Scaling::Recipe if (penalized || self.layers > 1) && self.normalization == Normalization::None => {
+                    Scaling::RootWidth
+                }
                 Scaling::Recipe => Scaling::None,
                 given => given,
             },
@@ -129,6 +143,7 @@ impl TrainOptions {
             },
             prefixes,
             d_out,
+            layers: self.layers.max(1),
             k_aux: if self.k_aux == 0 && counts { (d_out / 2).clamp(1, n.max(1)) } else { self.k_aux },
             aux_coefficient: or(self.aux_coefficient, if counts { 1.0 / 32.0 } else { 0.0 }),
             dead_after_tokens: match self.dead_after_tokens {
@@ -147,10 +162,16 @@ impl TrainOptions {
         Ok(resolved)
     }
 
+    /// A small SAE of the kind that is exported, to find out beforehand what can be done with such.
+    pub fn specimen(&self) -> Result<Sae> {
+        export::specimen(&self.resolve()?)
+    }
+
     /// Refuses resolved options that cannot be trained.
     fn check(&self) -> Result<()> {
         self.recipe.check(self)?;
         self.check_paths()?;
+        self.check_layers()?;
         self.spec().check().map_err(|error| {
             // The spec speaks of d_in and d_out; here both are `d`.
             let message = error.message().replace("d_in", "d");
@@ -227,6 +248,29 @@ impl TrainOptions {
         }
     }
 
+    /// Refuses layers that cannot be read and written at once.
+    fn check_layers(&self) -> Result<()> {
+        let Self { d, layers, .. } = *self;
+        if layers > 1 && self.transcoder {
+            return fail!(InvalidArgument, "layers {layers} and transcoder: a crosscoder reconstructs what it reads");
+        }
+        if layers > 1 && self.normalization != Normalization::None {
+            return fail!(
+                InvalidArgument,
+                "layers {layers} and normalization: layers together are not normalised; scaling brings each to one size"
+            );
+        }
+        if layers.checked_mul(d).is_none_or(|width| width > i32::MAX as usize) {
+            return fail!(InvalidArgument, "layers {layers} of d {d} are more than {} numbers a token", i32::MAX);
+        }
+        Ok(())
+    }
+
+    /// Numbers of a token: all layers, one after another.
+    pub(super) fn width(&self) -> usize {
+        self.layers * self.d
+    }
+
     /// Refuses what goes in and out otherwise than it can, and to leave alone what there is not.
     fn check_paths(&self) -> Result<()> {
         let Self { d, d_out, transcoder, skip, .. } = *self;
@@ -278,8 +322,9 @@ impl TrainOptions {
     pub(super) fn shape(&self) -> TrainingShape {
         TrainingShape {
             rule: self.recipe.rule(self),
-            d: self.d,
-            d_out: self.d_out,
+            d: self.width(),
+            d_out: self.layers * self.d_out,
+            layers: self.layers,
             transcoder: self.transcoder,
             skip: self.skip,
             frozen: self.frozen.clone(),
@@ -312,6 +357,7 @@ impl TrainOptions {
         agree!(
             recipe,
             d,
+            layers,
             transcoder,
             d_out,
             skip,

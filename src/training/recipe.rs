@@ -49,12 +49,13 @@ pub enum Penalty {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {
-    /// `root_width` for recipes with a penalty, unless each token is normalised, else `none`.
+    /// `root_width` for recipes with a penalty, unless each token is normalised, and for crosscoders, whose layers would count
+    /// by their size; else `none`.
     #[default]
     Recipe,
     /// 1.
     None,
-    /// So that the mean norm is √d (Conerly et al. 2024; SAELens's `expected_average_only_in`).
+    /// So that the mean norm (of a crosscoder's layer each) is √d (Conerly et al. 2024; SAELens's `expected_average_only_in`).
     RootWidth,
     /// So that the mean square of the norm is 1 (Rajamanoharan et al. 2024; dictionary_learning's `normalize_activations`).
     UnitSquare,
@@ -223,10 +224,12 @@ impl Recipe {
 
     /// What the run makes.
     pub(super) fn spec(self, options: &TrainOptions) -> Spec {
-        let mut spec = Spec::new(self.architecture(options.k), options.d, options.n_latents);
+        let mut spec = Spec::new(self.architecture(options.k), options.width(), options.n_latents);
+        (spec.layers_in, spec.layers_out) = (options.layers, options.layers);
+        spec.subtract_b_dec = options.shape().subtracts_b_dec();
         if options.transcoder {
             spec.d_out = options.d_out;
-            (spec.subtract_b_dec, spec.denormalize_output) = (false, false);
+            spec.denormalize_output = false;
         }
         spec.normalization = options.normalization;
         spec.convention = options.convention.clone();

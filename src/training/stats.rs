@@ -67,6 +67,9 @@ pub struct Progress {
     /// What activations are multiplied by.
     #[serde(default)]
     pub scales: Scales,
+    /// What learning rates are multiplied by, apart from the schedule.
+    #[serde(default = "one")]
+    pub rate: f64,
     /// The smallest activation that batches kept, averaged, where tokens compete.
     #[serde(default)]
     pub threshold: Threshold,
@@ -75,19 +78,41 @@ pub struct Progress {
     pub(super) before: Option<(Reference, Threshold)>,
 }
 
+fn one() -> f64 {
+    1.0
+}
+
 /// By what activations are multiplied before anything else, and what is exported is not.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scales {
     /// What is encoded.
     pub input: f32,
     /// What is reconstructed: the same, but for transcoders.
     pub output: f32,
+    /// Of a crosscoder, each layer of either, and 1 stands above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<f32>,
 }
 
 impl Default for Scales {
     fn default() -> Self {
-        Self { input: 1.0, output: 1.0 }
+        Self { input: 1.0, output: 1.0, layers: Vec::new() }
+    }
+}
+
+impl Scales {
+    /// Of what is reconstructed from itself, layer by layer.
+    pub(super) fn of(layers: Vec<f32>) -> Self {
+        match layers[..] {
+            [scale] => Self { input: scale, output: scale, layers: Vec::new() },
+            _ => Self { layers, ..Self::default() },
+        }
+    }
+
+    /// What each layer of the input is multiplied by.
+    pub(super) fn inputs(&self) -> &[f32] {
+        if self.layers.is_empty() { std::slice::from_ref(&self.input) } else { &self.layers }
     }
 }
 
@@ -132,6 +157,7 @@ impl Progress {
             normalizer,
             reference,
             scales,
+            rate: 1.0,
             threshold: Threshold::default(),
             before: None,
         }

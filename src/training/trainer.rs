@@ -23,9 +23,9 @@ const ON_CPU: &str = "training runs on the cpu";
 /// What one call trains on.
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
-    /// `[T, d]`, f32, f16 or bf16.
+    /// `[T, d]`, of crosscoders `[T, layers, d]`, wherever the layers lie; f32, f16 or bf16.
     pub x: Tensor<'a>,
-    /// `[T, d]`: `x + addend`, formed in f32, is trained on.
+    /// As x: `x + addend`, formed in f32, is trained on.
     pub addend: Option<Tensor<'a>>,
     /// Round `x + addend` to x's type, as engines do that write the sum back before they read it.
     pub round_sum: bool,
@@ -87,7 +87,7 @@ impl Trainer {
         self.progress.as_ref()
     }
 
-    /// Starts a run from a first sample `[S, d]`: b_dec becomes its geometric median, its variance the loss's normaliser, and
+    /// Starts a run from a first sample `[S, d]` (of a crosscoder `[S, layers, d]`): b_dec becomes its geometric median, its variance the loss's normaliser, and
     /// the random weights are scaled. Rows that are not finite are left out; of more than 32,768 rows, that many are
     /// taken at even distances.
     pub fn init_from(&mut self, sample: &Tensor<'_>) -> Result<()> {
@@ -104,10 +104,17 @@ impl Trainer {
         let Samples { input, target, scales } = self.read_samples(sample, target)?;
         let outputs = target.as_ref().unwrap_or(&input);
         let normalizer = outputs.variance()?;
-        let TrainOptions { d, d_out, n_latents, k, seed, .. } = self.options;
+        let TrainOptions { layers, d_out, n_latents, k, seed, .. } = self.options;
+        let d = self.options.width();
         // The encoder starts as the decoder, scaled so that unit vectors come back with unit norm, on average. A transcoder's
         // starts apart, and what comes back is on the scale of the targets' deviation.
         let mut rows = random_unit_rows(seed, 0, n_latents, d)?;
+        if layers > 1 {
+            for row in rows.chunks_exact_mut(d) {
+                let norm = warm_start::decoder_norm(row, layers);
+                row.iter_mut().for_each(|w| *w /= norm);
+            }
+        }
         let expected = if target.is_some() {
             self.backend.write(Role::Weight, Parameter::WDec, &random_unit_rows(seed, 2, n_latents, d_out)?)?;
             (normalizer * d_out as f64).sqrt() / input.root_mean_square()
@@ -127,7 +134,18 @@ impl Trainer {
             rows.iter_mut().for_each(|w| *w = (f64::from(*w) / norm * expected) as f32);
         }
         self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        self.backend.write(Role::Weight, Parameter::BDec, &outputs.geometric_median(&self.pool)?)?;
+        let median = outputs.geometric_median(&self.pool)?;
+        self.backend.write(Role::Weight, Parameter::BDec, &median)?;
+        if layers > 1 {
+            // As if b_dec were subtracted from the input.
+            let product =
+                |row: &[f32]| row.iter().zip(&median).map(|(&w, &b)| f64::from(w) * f64::from(b)).sum::<f64>();
+            let biases: Vec<f32> = rows.chunks_exact(d).map(|row| -product(row) as f32).collect();
+            let gate = (self.options.recipe == Recipe::Gated).then_some(Parameter::BGate);
+            for parameter in [Some(Parameter::BEnc), gate].into_iter().flatten() {
+                self.backend.write(Role::Weight, parameter, &biases)?;
+            }
+        }
         if self.options.recipe == Recipe::JumpRelu {
             let thresholds = try_vec(self.options.initial_threshold, n_latents)?;
             self.backend.write(Role::Weight, Parameter::Threshold, &thresholds)?;
@@ -153,7 +171,7 @@ impl Trainer {
         warm_start::check(sae, &self.options)?;
         let Samples { input, target, scales } = self.read_samples(sample, target)?;
         let normalizer = target.as_ref().unwrap_or(&input).variance()?;
-        warm_start::write(sae, &self.options, scales, self.backend.as_mut())?;
+        warm_start::write(sae, &self.options, &scales, self.backend.as_mut())?;
         self.progress = Some(Progress::start(normalizer, scales, input.reference()));
         Ok(())
     }
@@ -162,22 +180,20 @@ impl Trainer {
         if self.progress.is_some() {
             return fail!(BadState, "the run is already started; make a new trainer to start another");
         }
-        let TrainOptions { d, d_out, normalization, scaling, .. } = self.options;
+        let TrainOptions { d_out, normalization, scaling, layers, .. } = self.options;
         self.check_target(target.is_some())?;
-        self.check_rows("sample", sample, sample.rows(), d)?;
-        let read = |name: &str, sample: &Tensor<'_>, normalization| -> Result<(Sample, f32)> {
+        self.check_input("sample", sample, sample.rows())?;
+        let read = |name: &str, sample: &Tensor<'_>, normalization| -> Result<(Sample, Scales)> {
             let mut sample = Sample::read(name, sample, normalization)?;
-            let scale = sample.scale(scaling).map_err(|e| e.at(name))?;
-            sample.multiply(scale);
-            Ok((sample, scale))
+            let scales = sample.scales(scaling, layers).map_err(|e| e.at(name))?;
+            sample.multiply(&scales);
+            Ok((sample, Scales::of(scales)))
         };
-        let (input, scale) = read("sample", sample, normalization)?;
-        let Some(target) = target else {
-            return Ok(Samples { input, target: None, scales: Scales { input: scale, output: scale } });
-        };
-        self.check_rows("target", target, sample.rows(), d_out)?;
-        let (target, output) = read("target", target, Normalization::None)?;
-        Ok(Samples { input, target: Some(target), scales: Scales { input: scale, output } })
+        let (input, scales) = read("sample", sample, normalization)?;
+        let Some(target) = target else { return Ok(Samples { input, target: None, scales }) };
+        self.check_rows("target", target, &[sample.rows(), d_out])?;
+        let (target, Scales { output, .. }) = read("target", target, Normalization::None)?;
+        Ok(Samples { input, target: Some(target), scales: Scales { output, ..scales } })
     }
 
     fn check_target(&self, given: bool) -> Result<()> {
@@ -190,8 +206,18 @@ impl Trainer {
         }
     }
 
-    fn check_rows(&self, name: &str, tensor: &Tensor<'_>, rows: usize, d: usize) -> Result<()> {
-        check_tensor(name, tensor, &[rows, d], DType::is_float, "f32, f16 or bf16")?;
+    /// Checks `[rows, d]`, or, where there are several layers, `[rows, layers, d]`, which may lie side by side.
+    fn check_input(&self, name: &str, tensor: &Tensor<'_>, rows: usize) -> Result<()> {
+        match self.options.layers {
+            layers if layers > 1 && tensor.shape() != [rows, self.options.width()] => {
+                self.check_rows(name, tensor, &[rows, layers, self.options.d])
+            }
+            _ => self.check_rows(name, tensor, &[rows, self.options.width()]),
+        }
+    }
+
+    fn check_rows(&self, name: &str, tensor: &Tensor<'_>, shape: &[usize]) -> Result<()> {
+        check_tensor(name, tensor, shape, DType::is_float, "f32, f16 or bf16")?;
         check_host(name, tensor, ON_CPU)
     }
 
@@ -200,7 +226,7 @@ impl Trainer {
     /// weights, optimizer and moving average stay as they are, and so does what was measured; but the batch counts as given
     /// and seen, also for latents that did not fire.
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<StepStats> {
-        let rows = self.check_batch(batch)?;
+        self.check_batch(batch)?;
         let Some(progress) = &mut self.progress else {
             return fail!(BadState, "the run is not started; call init_from with a first sample");
         };
@@ -212,6 +238,9 @@ impl Trainer {
             fired: FIRED,
             dead_after_tokens: self.options.dead_after_tokens,
         };
+        let input = Input { x: batch.x, addend: batch.addend, round_sum: batch.round_sum };
+        let target = batch.target.map(|target| (target, progress.scales.output));
+        let rows = TrainingRows { input, scales: progress.scales.inputs(), target, mask: batch.row_mask };
         let sums = self.backend.accumulate(&rows, &loss)?;
         progress.rows_given += batch.x.rows() as u64;
         progress.tokens_seen += sums.tokens as u64;
@@ -225,7 +254,8 @@ impl Trainer {
         let step = StepParameters {
             tokens,
             step: progress.step + 1,
-            learning_rate: schedule::learning_rate(&self.options, progress.step + 1, progress.tokens_seen - tokens),
+            learning_rate: progress.rate
+                * schedule::learning_rate(&self.options, progress.step + 1, progress.tokens_seen - tokens),
             beta1: f64::from(self.options.adam_beta1),
             beta2: f64::from(self.options.adam_beta2),
             epsilon: f64::from(self.options.adam_epsilon),
@@ -250,28 +280,38 @@ impl Trainer {
         Ok(stats)
     }
 
-    fn check_batch<'a>(&self, batch: &Batch<'a>) -> Result<TrainingRows<'a>> {
+    fn check_batch(&self, batch: &Batch<'_>) -> Result<()> {
         let rows = batch.x.rows();
-        self.check_rows("x", &batch.x, rows, self.options.d)?;
+        self.check_input("x", &batch.x, rows)?;
         if rows > self.options.max_batch_tokens {
             let most = self.options.max_batch_tokens;
             return fail!(InvalidTensor, "x: {rows} rows are more than max_batch_tokens, which is {most}");
         }
         if let Some(addend) = &batch.addend {
-            self.check_rows("addend", addend, rows, self.options.d)?;
+            self.check_input("addend", addend, rows)?;
         }
         self.check_target(batch.target.is_some())?;
         if let Some(target) = &batch.target {
-            self.check_rows("target", target, rows, self.options.d_out)?;
+            self.check_rows("target", target, &[rows, self.options.d_out])?;
         }
         if let Some(mask) = &batch.row_mask {
             check_tensor("row_mask", mask, &[rows], |t| t == DType::I32, "i32")?;
             check_host("row_mask", mask, ON_CPU)?;
         }
-        let Scales { input: scale, output } = self.progress.as_ref().map_or(Scales::default(), |p| p.scales);
-        let input = Input { x: batch.x, addend: batch.addend, round_sum: batch.round_sum };
-        let target = batch.target.map(|target| (target, output));
-        Ok(TrainingRows { input, scale, target, mask: batch.row_mask })
+        Ok(())
+    }
+
+    /// From the next step on learning rates are the schedule's times this, until it is set again; a checkpoint keeps it. A run that
+    /// diverged may go on from its last good state with less.
+    pub fn set_rate(&mut self, rate: f64) -> Result<()> {
+        if !(rate > 0.0 && rate.is_finite()) {
+            return fail!(InvalidArgument, "rate must be a positive number, not {rate}");
+        }
+        let Some(progress) = &mut self.progress else {
+            return fail!(BadState, "the run is not started, so it has no rate");
+        };
+        progress.rate = rate;
+        Ok(())
     }
 
     /// Saves everything needed to go on to the same bits into a folder, atomically: whatever happens, the folder holds
@@ -296,7 +336,8 @@ impl Trainer {
         resume().map_err(|error: crate::Error| error.at(folder.display()))
     }
 
-    /// The SAE as trained so far. Decoder rows have unit norm. Its convention's reference, where the options leave it open, is
+    /// The SAE as trained so far. Decoder rows have unit norm; a crosscoder's have that on the scale of training, which is another
+    /// for each layer. Its convention's reference, where the options leave it open, is
     /// what the run has measured.
     pub fn export(&self, what: Export) -> Result<Sae> {
         let Some(progress) = &self.progress else {
@@ -320,7 +361,7 @@ fn resample(backend: &mut dyn Training, options: &TrainOptions, step: u64) -> Re
 /// What a batch's sums say, before a step is made.
 fn statistics(sums: &BatchSums, loss: &LossParameters, options: &TrainOptions, progress: &Progress) -> StepStats {
     let tokens = sums.tokens.max(1) as f64;
-    let whole = tokens * options.d_out as f64 * progress.normalizer;
+    let whole = tokens * (options.layers * options.d_out) as f64 * progress.normalizer;
     let (mse, sparsity) = (sums.reconstruction / whole, loss.sparsity_coefficient * sums.penalty / whole);
     StepStats {
         step: progress.step,

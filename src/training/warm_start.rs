@@ -18,6 +18,10 @@ pub(super) fn check(sae: &Sae, options: &TrainOptions) -> Result<()> {
             spec.n_latents
         );
     }
+    if (spec.layers_in, spec.layers_out) != (ours.layers_in, ours.layers_out) {
+        let (found, wanted) = ([spec.layers_in, spec.layers_out], options.layers);
+        return fail!(InvalidArgument, "model: reads and writes layers {found:?}, the run {wanted} (layers)");
+    }
     if (spec.d_in, spec.d_out, spec.n_latents) != (ours.d_in, ours.d_out, ours.n_latents) {
         return fail!(
             InvalidArgument,
@@ -50,6 +54,10 @@ pub(super) fn check(sae: &Sae, options: &TrainOptions) -> Result<()> {
         (sae.weights().glu.is_some(), "its encoder is a gated linear unit (W_glu)"),
         (sae.weights().w_skip.is_some() && !options.skip, "it has a skip path (W_skip)"),
         (
+            options.layers > 1 && spec.uses_decoder_norms(),
+            "it weighs latents by their decoders' norms over all layers (rescale_by_decoder_norm, select_by_decoder_norm)",
+        ),
+        (
             spec.denormalize_output && options.transcoder && spec.normalization != Normalization::None,
             "its output is denormalised (denormalize_output)",
         ),
@@ -71,16 +79,24 @@ pub(super) fn check(sae: &Sae, options: &TrainOptions) -> Result<()> {
 /// Hands the weights to a backend. Decoder rows are scaled to norm 1 and the encoder inversely, so that each latent
 /// contributes what it did; norms by which the SAE multiplied its scores are thereby folded in. If it did not subtract b_dec
 /// from its inputs, its biases take in what that would change. Then all is on the scale of the run's activations.
-pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: Scales, backend: &mut dyn Training) -> Result<()> {
+pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: &Scales, backend: &mut dyn Training) -> Result<()> {
     let (spec, weights, n) = (sae.spec(), sae.weights(), options.n_latents);
     let (input, output) = (f64::from(scales.input), f64::from(scales.output));
-    let (d, d_out) = (options.d, options.d_out);
+    let shape = options.shape();
+    let (d, d_out) = (shape.d, shape.d_out);
+    let layer = |row: usize| scales.layers.get(row % shape.layers).map_or(1.0, |scale| f64::from(*scale));
+    let scale_layers = |rows: &mut [f32], by: &dyn Fn(f64) -> f64| {
+        if shape.layers > 1 {
+            scale_rows(rows, d / shape.layers, |row| by(layer(row)));
+        }
+    };
     let mut all = Array::zeroed(n * d.max(d_out))?;
     let rows = &mut all[..n * d_out];
     read_rows(&weights.w_dec, rows);
+    scale_layers(rows, &|scale| scale);
     let mut norms = Array::<f32>::zeroed(n)?;
     for (i, (norm, row)) in norms.iter_mut().zip(rows.chunks_exact(d_out)).enumerate() {
-        *norm = norm_of(row);
+        *norm = decoder_norm(row, shape.layers);
         if *norm == 0.0 || !norm.is_finite() {
             return fail!(InvalidArgument, "model: W_dec row {i} has norm {norm} and cannot be scaled to 1");
         }
@@ -93,7 +109,7 @@ pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: Scales, backend: 
     read_rows(&weights.w_enc, rows);
     let mut shifts = Array::<f64>::zeroed(n)?;
     // What the encoder's biases take in, if b_dec is now subtracted from its input, or no longer.
-    let sign = f64::from(i8::from(!options.transcoder) - i8::from(spec.subtract_b_dec));
+    let sign = f64::from(i8::from(shape.subtracts_b_dec()) - i8::from(spec.subtract_b_dec));
     if sign != 0.0 {
         for (shift, row) in shifts.iter_mut().zip(rows.chunks_exact(d)) {
             let dot: f64 = row.iter().zip(&weights.b_dec).map(|(&w, &b)| f64::from(w) * f64::from(b)).sum();
@@ -101,6 +117,7 @@ pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: Scales, backend: 
         }
     }
     scale_rows(rows, d, |i| norm(i) * output / input);
+    scale_layers(rows, &|scale| 1.0 / scale);
     backend.write(Role::Weight, Parameter::WEnc, rows)?;
 
     let mut vector = Array::<f32>::zeroed(n)?;
@@ -111,7 +128,7 @@ pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: Scales, backend: 
     let gains = sae.magnitude_gains();
     let gain = |i: usize| gains.get(i).map_or(1.0, |gain| f64::from(*gain));
     fill(Parameter::BEnc, &|i| (f64::from(weights.b_enc[i]) + gain(i) * shifts[i]) * norm(i) * output)?;
-    for parameter in options.shape().rule.parameters() {
+    for parameter in shape.rule.parameters() {
         let compared = |i: usize| if spec.uses_decoder_norms() { output } else { norm(i) * output };
         match (parameter, &weights.threshold, &weights.gate) {
             (Parameter::Threshold, Some(threshold), _) => {
@@ -133,6 +150,7 @@ pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: Scales, backend: 
     }
     let mut b_dec = Array::<f32>::zeroed(d_out)?;
     b_dec.iter_mut().zip(&weights.b_dec).for_each(|(to, &b)| *to = (f64::from(b) * output) as f32);
+    scale_layers(&mut b_dec, &|scale| scale);
     backend.write(Role::Weight, Parameter::BDec, &b_dec)
 }
 
@@ -145,9 +163,10 @@ fn read_rows(matrix: &Matrix, out: &mut [f32]) {
     }
 }
 
-/// The Euclidean norm, summed in f64 and rounded once.
-pub(super) fn norm_of(row: &[f32]) -> f32 {
-    row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt() as f32
+/// The norm of a decoder row, summed in f64 and rounded once: the sum of its layers' Euclidean ones.
+pub(super) fn decoder_norm(row: &[f32], layers: usize) -> f32 {
+    let norm_of = |layer: &[f32]| layer.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt();
+    row.chunks_exact(row.len() / layers).map(norm_of).sum::<f64>() as f32
 }
 
 pub(super) fn scale_rows(rows: &mut [f32], d: usize, scale: impl Fn(usize) -> f64) {

@@ -67,6 +67,13 @@ fn options_are_named() {
         (ARGUMENT, "options.k_start: -1", |o| o.k_start = -1),
         (ARGUMENT, "options.d_out: -1", |o| o.d_out = -1),
         (ARGUMENT, "skip needs transcoder", |o| o.flags = SAE_TRAIN_SKIP),
+        (ARGUMENT, "options.layers: -1", |o| o.layers = -1),
+        (ARGUMENT, "layers 2 and transcoder", |o| (o.layers, o.flags) = (2, SAE_TRAIN_TRANSCODER)),
+        (ARGUMENT, "layers 2 and normalization", |o| {
+            (o.layers, o.normalization) = (2, SAE_NORMALIZATION_LAYER_NORM);
+        }),
+        (ARGUMENT, "layers 4611686018427387904 of d 8", |o| o.layers = 1 << 62),
+        (ARGUMENT, "layers 268435456 of d 8", |o| o.layers = 1 << 28),
         (ARGUMENT, "options.n_prefixes: -3", |o| o.n_prefixes = -3),
         (ARGUMENT, "options.n_prefixes: 17 is more than n_latents, which is 16", |o| o.n_prefixes = 17),
         (ARGUMENT, "options.n_prefixes: 4611686018427387904 is more", |o| {
@@ -267,4 +274,47 @@ fn a_transcoder_trains() {
     assert_eq!((info.d_in, info.d_out), (8, 6));
     let again = crate::bad_training::trainer(&options);
     ok(|e| unsafe { sae_trainer_warm_start_transcoder(again.0, model.0, &x.tensor, &y.tensor, e) });
+}
+
+#[test]
+fn a_crosscoder_trains_at_a_rate_that_may_change() {
+    let x = Array::f32(&numbers(128, 1), &[8, 2, 8]);
+    let options = sae_train_options { layers: 2, max_batch_tokens: 8, recipe: SAE_RECIPE_BATCH_TOP_K, ..options() };
+    let trainer = trainer(&options);
+    refused(SAE_ERROR_BAD_STATE, "not started", |e| unsafe { sae_trainer_set_rate(trainer.0, 0.5, e) });
+    let other = Array::f32(&numbers(64, 1), &[8, 8]);
+    refused(TENSOR, "sample: expected shape [8, 2, 8], found [8, 8]", |e| unsafe {
+        sae_trainer_init_from(trainer.0, &other.tensor, e)
+    });
+    ok(|e| unsafe { sae_trainer_init_from(trainer.0, &x.tensor, e) });
+    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        refused(ARGUMENT, "rate must be", |e| unsafe { sae_trainer_set_rate(trainer.0, rate, e) });
+    }
+    refused(ARGUMENT, "trainer: is NULL", |e| unsafe { sae_trainer_set_rate(null_mut(), 0.5, e) });
+    let (mut batch, mut stats) = (init::<sae_train_batch>(), init::<sae_train_stats>());
+    batch.x = &x.tensor;
+    ok(|e| unsafe { sae_train_step(trainer.0, null(), &batch, &mut stats, e) });
+    let rate = stats.learning_rate;
+    ok(|e| unsafe { sae_trainer_set_rate(trainer.0, 0.5, e) });
+    let dir = tempfile::tempdir().unwrap();
+    let name = CString::new(dir.path().to_str().unwrap()).unwrap();
+    ok(|e| unsafe { sae_trainer_save(trainer.0, name.as_ptr(), e) });
+    let mut again = null_mut();
+    ok(|e| unsafe { sae_trainer_resume(name.as_ptr(), null(), &mut again, e) });
+    let again = Trainer(again);
+    for trainer in [&trainer, &again] {
+        ok(|e| unsafe { sae_train_step(trainer.0, null(), &batch, &mut stats, e) });
+        assert_eq!((stats.step, stats.learning_rate), (2, rate / 2.0));
+    }
+    let (mut model, mut info) = (null_mut(), init::<sae_info>());
+    ok(|e| unsafe { sae_trainer_export(trainer.0, SAE_EXPORT_WEIGHTS, &mut model, e) });
+    let model = Model(model);
+    ok(|e| unsafe { sae_model_info(model.0, &mut info, e) });
+    assert_eq!((info.d_in, info.layers_in, info.layers_out, info.architecture), (16, 2, 2, SAE_ARCHITECTURE_JUMP_RELU));
+    let warm = crate::bad_training::trainer(&options);
+    ok(|e| unsafe { sae_trainer_warm_start(warm.0, model.0, &x.tensor, e) });
+    let plain = crate::bad_training::trainer(&sae_train_options { d: 16, layers: 0, ..options });
+    refused(ARGUMENT, "model: reads and writes layers [2, 2], the run 1", |e| unsafe {
+        sae_trainer_warm_start(plain.0, model.0, &Array::f32(&numbers(128, 1), &[8, 16]).tensor, e)
+    });
 }

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
-from adam import CLIP, EMA_DECAY, Adam
+from adam import CLIP, EMA_DECAY, Adam, row_norms
 
 D, D_OUT, N, K, K_AUX, T, STEPS = 16, 20, 64, 4, 8, 48, 20
+LAYERS = 2  # of crosscoders, side by side in D
 DEAD_AFTER = 5 * T
 ALPHA = 1 / 32
 PREFIXES, PREFIX_WEIGHTS = [8, 24, 64], [0.5, 2.0, 1.0]
@@ -42,6 +43,13 @@ def target(x: torch.Tensor) -> torch.Tensor:
     return (torch.tanh(x @ matrix / 4) * 3 + 0.3 * x @ matrix + 1).float().double()
 
 
+CROSSCODERS = ("crosscoder", "top_k_crosscoder", "batch_top_k_crosscoder")
+
+
+def layers(recipe: str) -> int:
+    return LAYERS if recipe in CROSSCODERS else 1
+
+
 def start(recipe: str) -> dict[str, torch.Tensor]:
     """Weights of which the second half of the latents hardly fires."""
     generator = torch.Generator().manual_seed(7)
@@ -49,7 +57,7 @@ def start(recipe: str) -> dict[str, torch.Tensor]:
     w_enc, b_enc = 0.6 * w_dec, torch.zeros(N, dtype=F64)
     if recipe == "abs_top_k":
         w_enc[N // 2 :] *= 0.02
-    elif recipe in ("top_k", "multi_top_k", "batch_top_k", "matryoshka", "transcoder"):
+    elif recipe in ("top_k", "multi_top_k", "batch_top_k", "matryoshka", "transcoder") or recipe in CROSSCODERS[1:]:
         b_enc[N // 2 :] = -2.0
     weights = {"W_enc": w_enc, "b_enc": b_enc, "W_dec": w_dec, "b_dec": data(T, D, 1).mean(0)}
     if "transcoder" in recipe:
@@ -63,16 +71,20 @@ def start(recipe: str) -> dict[str, torch.Tensor]:
     elif recipe == "gated":
         weights |= {"r_mag": uniform(-0.3, 0.3), "b_gate": uniform(-0.3, 0.1), "b_enc": uniform(-0.5, 0.1)}
     weights = {name: value.float().double() for name, value in weights.items()}
-    weights["W_dec"] = normalize(weights["W_dec"], dim=1).float().double()
+    if recipe in CROSSCODERS:  # as if b_dec were subtracted; latents write the two layers to different degrees
+        weights["b_enc"] = (b_enc - w_enc @ weights["b_dec"]).float().double()
+        weights["W_dec"][:, : D // 2] *= uniform(0.05, 2.0)[:, None]
+    weights["W_dec"] = (weights["W_dec"] / row_norms(weights["W_dec"], layers(recipe))).float().double()
     return weights
 
 
 class Batch:
     """What a loss is computed from: the input, pre-activations, which latents are dead."""
 
-    def __init__(self, x: torch.Tensor, weights: dict, normalizer: float, warmth: float = 1.0, y: torch.Tensor | None = None):
+    def __init__(self, x: torch.Tensor, weights: dict, normalizer: float, warmth: float = 1.0, y: torch.Tensor | None = None, layers: int = 1):
         self.w, self.warmth, self.skipped = weights, warmth, 0
         self.x, centre = (x, weights["b_dec"]) if y is None else (y, 0)  # what is reconstructed
+        centre = centre if layers == 1 else 0
         self.given = x - centre
         self.variance = normalizer * self.x.shape[1]  # of the whole vector
         self.h = self.given @ weights["W_enc"].T + weights["b_enc"]
@@ -182,10 +194,29 @@ def gated(b: Batch):
     return z, b.decode(z), parts
 
 
+def crosscoder(b: Batch):
+    z = torch.relu(b.h)
+    l1 = (z * row_norms(b.w["W_dec"], LAYERS).T).sum(1)
+    return z, b.decode(z), {"mse": b.square(b.decode(z)), "sparsity": b.penalty(L1, l1)}
+
+
+def top_k_crosscoder(b: Batch):
+    z = torch.relu(keep(b.h, K, b.h * row_norms(b.w["W_dec"], LAYERS).T))
+    return z, b.decode(z), {"mse": b.square(b.decode(z))}
+
+
+def batch_top_k_crosscoder(b: Batch):
+    z = torch.relu(b.h)
+    codes = z * row_norms(b.w["W_dec"], LAYERS).T
+    z = z * (keep_of_batch(codes, K) > 0)
+    return z, b.decode(z), {"mse": b.square(b.decode(z))}
+
+
 RECIPES = {f.__name__: f for f in (top_k, multi_top_k, abs_top_k, batch_top_k, matryoshka, relu, jump_relu, jump_relu_tanh)}
 RECIPES |= {f.__name__: f for f in (jump_relu_quadratic, gated)}
 RECIPES |= {"transcoder": top_k, "skip_transcoder": relu}
-WITH_AUX = {"top_k", "multi_top_k", "abs_top_k", "batch_top_k", "matryoshka", "transcoder"}
+RECIPES |= dict(zip(CROSSCODERS, (crosscoder, top_k_crosscoder, batch_top_k_crosscoder)))
+WITH_AUX = {"top_k", "multi_top_k", "abs_top_k", "batch_top_k", "matryoshka", "transcoder", *CROSSCODERS[1:]}
 
 
 def aux_k(recipe: str, b: Batch, x_hat: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
@@ -206,12 +237,12 @@ def train(recipe: str) -> dict[str, torch.Tensor]:
     sample = (targets if "transcoder" in recipe else batches).flatten(0, 1)
     normalizer = ((sample - sample.mean(0)) ** 2).mean().item()
     weights = {name: value.clone().requires_grad_() for name, value in first_weights.items()}
-    adam = Adam(weights)
+    adam = Adam(weights, layers(recipe))
     ema = adam.ema
     unfired = torch.zeros(N, dtype=torch.int64)
     reports, smallest = [], []
     for step in range(1, STEPS + 1):
-        batch = Batch(batches[step - 1], weights, normalizer, min(1, step / SPARSITY_WARMUP), targets[step - 1])
+        batch = Batch(batches[step - 1], weights, normalizer, min(1, step / SPARSITY_WARMUP), targets[step - 1], layers(recipe))
         z, x_hat, parts = RECIPES[recipe](batch)
         unfired = torch.where((z.abs() > 1e-3).any(0), 0, unfired + T)
         dead = unfired >= DEAD_AFTER
@@ -237,7 +268,7 @@ def train(recipe: str) -> dict[str, torch.Tensor]:
         recipe, reports[0][0], *reports[-1][:3], *reports[-1][4:]))
     for value in ema.values():
         value /= 1 - EMA_DECAY**STEPS
-    ema["W_dec"] /= ema["W_dec"].norm(dim=1, keepdim=True)
+    ema["W_dec"] /= row_norms(ema["W_dec"], layers(recipe))
     out = {"batches": batches.float(), "reports": torch.tensor(reports, dtype=F64), "smallest": torch.tensor(smallest, dtype=F64)}
     if "transcoder" in recipe:
         out["targets"] = targets.float()

@@ -26,6 +26,10 @@ pub struct TrainingShape {
     pub transcoder: bool,
     /// Whether a matrix goes from the input straight to the output.
     pub skip: bool,
+    /// Of so many layers of the model, one after another, are `d` and `d_out` made. More than one: a crosscoder, which
+    /// reconstructs its input, but does not subtract b_dec from it, and of which the norm of a decoder row is the sum of its
+    /// layers' (Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model Diffing").
+    pub layers: usize,
     /// What stays as it is.
     pub frozen: Vec<Parameter>,
     /// Number of latents.
@@ -53,6 +57,7 @@ impl TrainingShape {
             d_out: d,
             transcoder: false,
             skip: false,
+            layers: 1,
             frozen: Vec::new(),
             n_latents,
             k,
@@ -61,6 +66,11 @@ impl TrainingShape {
             ema: false,
             normalization,
         }
+    }
+
+    /// Whether b_dec is subtracted from inputs.
+    pub fn subtracts_b_dec(&self) -> bool {
+        !self.transcoder && self.layers == 1
     }
 
     /// What is trained, in the order in which it is stored.
@@ -148,8 +158,8 @@ pub enum Role {
 pub struct TrainingRows<'a> {
     /// `[T, d]`.
     pub input: Input<'a>,
-    /// By what it is multiplied.
-    pub scale: f32,
+    /// By what each layer of it is multiplied.
+    pub scales: &'a [f32],
     /// `[T, d_out]`: what is reconstructed, for transcoders, and by what it is multiplied.
     pub target: Option<(Tensor<'a>, f32)>,
     /// `[T]` i32: rows with 0 are left out.
@@ -158,7 +168,7 @@ pub struct TrainingRows<'a> {
 
 impl<'a> From<Input<'a>> for TrainingRows<'a> {
     fn from(input: Input<'a>) -> Self {
-        Self { input, scale: 1.0, target: None, mask: None }
+        Self { input, scales: &[1.0], target: None, mask: None }
     }
 }
 
@@ -247,7 +257,7 @@ pub trait Training: Send {
     fn accumulate(&mut self, rows: &TrainingRows<'_>, loss: &LossParameters) -> Result<BatchSums>;
 
     /// One optimizer step by the summed gradients, which are zero afterwards; gives their global norm. In order: the part of
-    /// the decoder's gradient parallel to its rows is removed; (where gradients come from several devices, their mean is
+    /// the decoder's gradient that would change its rows' norms is removed; (where gradients come from several devices, their mean is
     /// taken here); clipping; moving average; Adam; decoder rows to unit norm. A norm that is not finite is given back
     /// with the weights left alone, and infinity where the square of what would be applied goes beyond f32, as the second
     /// moment then would.

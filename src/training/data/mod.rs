@@ -34,6 +34,8 @@ pub use buffer::{Buffer, BufferMemory, BufferOptions, BufferStats, Choice, Push,
 pub use rows::{Layout, Rows};
 pub use shards::{ShardOptions, Shards, Shuffle};
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -74,4 +76,11 @@ pub struct Position {
     pub given: u64,
     /// Tells data and options apart, so that the place is not sought in others. Folders are not part of it: data may be moved.
     pub of: String,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { epoch, row, given, of } = self;
+        write!(f, "row {row} of epoch {epoch} ({given} given) of {of}")
+    }
 }

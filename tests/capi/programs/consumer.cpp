@@ -94,6 +94,50 @@ sae::Trainer trained(const std::string &dir) {
   return resumed;
 }
 
+// One batch of a buffer is lent to an SAE and to a crosscoder of its two layers; what is saved is restored.
+void mixed(const std::string &dir) {
+  constexpr std::int64_t layers = 2, batch = 8;
+  sae_buffer_options options = SAE_BUFFER_OPTIONS_INIT;
+  options.d = layers * d;
+  options.memory_bytes = 1 << 16;
+  CHECK(sae::Buffer::memory(options).capacity > 2 * tokens);
+  sae::Buffer buffer = sae::Buffer::create(options);
+  sae_train_options plain = SAE_TRAIN_OPTIONS_INIT, crossing = SAE_TRAIN_OPTIONS_INIT;
+  plain.d = layers * d;
+  crossing.d = d;
+  crossing.layers = layers;
+  plain.n_latents = crossing.n_latents = n;
+  plain.k = crossing.k = k;
+  sae::Trainer whole = sae::Trainer::create(plain), crosscoder = sae::Trainer::create(crossing);
+  const std::vector<float> x = numbers(2 * tokens * layers * d);
+  const sae::Tensor rows(x.data(), 2 * tokens, layers * d);
+  whole.init_from(rows);
+  crosscoder.init_from(rows);
+  crosscoder.set_rate(0.5);
+  fails(SAE_ERROR_INVALID_ARGUMENT, "rate must be", [&] { crosscoder.set_rate(0.0); });
+
+  sae::Rows some = rows;
+  CHECK(buffer.push(some) == 2 * tokens);
+  some.first = 2 * tokens - 1;
+  CHECK(buffer.push(some, 0) == 1 && buffer.stats().pushed == 2 * tokens + 1);
+  buffer.save(dir + "/buffer");
+  sae::Buffer again = sae::Buffer::restore(dir + "/buffer");
+  for (sae::Buffer *each : {&buffer, &again}) each->close();
+  fails(SAE_ERROR_BAD_STATE, "closed", [&] { buffer.push(some); });
+  std::vector<float> taken(batch * layers * d), other(taken.size());
+  const sae::TensorMut out(taken.data(), batch, layers * d), same(other.data(), batch, layers * d);
+  std::int64_t count = 0, all = 0;
+  while ((count = buffer.take(out)) != SAE_BUFFER_END) {
+    CHECK(again.take(same) == count && std::memcmp(taken.data(), other.data(), count * layers * d * sizeof(float)) == 0);
+    all += count;
+    const sae::Tensor part(taken.data(), count, layers * d);
+    CHECK(whole.step(part).applied == 1 && crosscoder.step(part).applied == 1);
+  }
+  CHECK(all == 2 * tokens + 1 && again.take(same) == SAE_BUFFER_END);
+  const sae_info made = crosscoder.export_model().info();
+  CHECK(made.layers_in == layers && made.layers_out == layers && made.d_in == layers * d);
+}
+
 void steer(sae::Session &session, const sae::Model &model, const std::vector<float> &x, const sae::Features &features) {
   // One latent added is its decoder row, scaled, added.
   const auto [latent, value] = features.row(0)[0];
@@ -208,6 +252,7 @@ int run(const std::string &dir) {
   }
   look_around(path);
   cross();
+  mixed(dir);
   const sae::Model model = sae::Model::load(path);
   const sae_info info = model.info();
   CHECK(info.k == k && info.row_state_width == 2 && info.normalization == SAE_NORMALIZATION_LAYER_NORM);

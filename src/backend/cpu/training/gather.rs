@@ -28,7 +28,7 @@ pub(super) struct Batch {
     d_out: usize,
     /// `[T, d]`: normalised, and for autoencoders b_dec subtracted; rows left out are closed up.
     pub inputs: Array<f32>,
-    /// `[T, d_out]`, for transcoders: b_dec subtracted.
+    /// `[T, d_out]`, where b_dec is not subtracted from inputs: it is from these.
     targets: Array<f32>,
     /// `[T, d]`: addends as they are read.
     scratch: Array<f32>,
@@ -37,14 +37,14 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new(shape: &TrainingShape) -> Result<Self> {
-        let &TrainingShape { d, d_out, max_tokens, transcoder, .. } = shape;
+        let &TrainingShape { d, d_out, max_tokens, .. } = shape;
         let size = max_tokens.saturating_mul(d);
         let scratch = Array::zeroed(max_tokens.div_ceil(ROWS).saturating_mul(d))?;
         Ok(Self {
             d,
             d_out,
             inputs: Array::zeroed(size)?,
-            targets: Array::zeroed(if transcoder { max_tokens.saturating_mul(d_out) } else { 0 })?,
+            targets: Array::zeroed(if shape.subtracts_b_dec() { 0 } else { max_tokens.saturating_mul(d_out) })?,
             scratch,
             fates: try_vec(Fate::Kept, max_tokens)?,
         })
@@ -60,16 +60,15 @@ impl Batch {
         b_dec: &[f32],
     ) -> BatchSums {
         let (d, d_out, count) = (self.d, self.d_out, rows.input.x.rows());
+        let apart = !self.targets.is_empty();
         let mask = |row: usize| rows.mask.as_ref().is_none_or(|mask| mask.element::<i32>(row) != 0);
         let parts = (
             blocks(&mut self.inputs[..count * d], ROWS * d),
             blocks(&mut self.fates[..count], ROWS),
             blocks(&mut self.scratch[..count.div_ceil(ROWS) * d], d),
-            optional(
-                rows.target.map(|_| blocks(&mut self.targets[..count * d_out], ROWS * d_out)),
-                count.div_ceil(ROWS),
-            ),
+            optional(apart.then(|| blocks(&mut self.targets[..count * d_out], ROWS * d_out)), count.div_ceil(ROWS)),
         );
+        let layer = d / rows.scales.len();
         for_each(pool, parts, |block, (inputs, fates, scratch, mut targets)| {
             for (i, (x, fate)) in inputs.chunks_exact_mut(d).zip(fates).enumerate() {
                 let row = block * ROWS + i;
@@ -77,15 +76,25 @@ impl Batch {
                     Fate::Masked
                 } else {
                     read_row(&rows.input, row, scratch, x);
-                    if rows.scale != 1.0 {
-                        x.iter_mut().for_each(|v| *v *= rows.scale);
-                    }
+                    let layers = x.chunks_exact_mut(layer).zip(rows.scales);
+                    layers.filter(|(_, scale)| **scale != 1.0).for_each(|(x, scale)| {
+                        x.iter_mut().for_each(|v| *v *= scale);
+                    });
                     let prepared = normalize_row(kernels, spec, b_dec, x);
                     // A square beyond f32 would make scores and gradients infinite, and poison the weights.
                     let mut usable = prepared != Prepared::NotFinite && kernels.dot(x, x).is_finite();
-                    if let (Some((target, scale)), Some(targets)) = (&rows.target, &mut targets) {
+                    if let Some(targets) = &mut targets {
                         let y = &mut targets[i * d_out..(i + 1) * d_out];
-                        target.read_row(row, y);
+                        let scale = match &rows.target {
+                            Some((target, scale)) => {
+                                target.read_row(row, y);
+                                *scale
+                            }
+                            None => {
+                                y.copy_from_slice(x);
+                                1.0
+                            }
+                        };
                         y.iter_mut().zip(b_dec).for_each(|(y, b)| *y = *y * scale - b);
                         usable &= kernels.dot(y, y).is_finite();
                     }
@@ -99,7 +108,7 @@ impl Batch {
                 Fate::Kept => {
                     if sums.tokens != row {
                         self.inputs.copy_within(row * d..(row + 1) * d, sums.tokens * d);
-                        if rows.target.is_some() {
+                        if apart {
                             self.targets.copy_within(row * d_out..(row + 1) * d_out, sums.tokens * d_out);
                         }
                     }

@@ -92,7 +92,7 @@ impl CpuTraining {
         }
         let mut spec = Spec::new(Architecture::TopK { k }, d, n_latents);
         spec.normalization = shape.normalization;
-        spec.subtract_b_dec = !shape.transcoder;
+        spec.subtract_b_dec = shape.subtracts_b_dec();
         let mut state = State::zeroed(&shape)?;
         let plain = encoder(&shape, &state.weights, None, width);
         let screened = !unbounded && kernels.fast_products && plain.can_be_screened() && plain.pays_to_screen();
@@ -202,7 +202,7 @@ impl Training for CpuTraining {
     fn resample(&mut self, how: &mut Resampling<'_>) -> Result<usize> {
         let (inputs, targets) = (&self.batch.inputs[..self.last * self.shape.d], self.batch.targets(self.last));
         let batch = LastBatch { inputs, targets, errors: &self.errors[..self.last] };
-        let made = resample::resample(self.kernels, &mut self.state, &batch, how)?;
+        let made = resample::resample(self.kernels, &mut self.state, self.shape.layers, &batch, how)?;
         if made > 0 {
             self.round_encoder();
         }

@@ -35,7 +35,7 @@ pub(super) fn apply(
     for parameter in shape.parameters() {
         // Without a gradient ever, moments stay zero and weights as they are; the moving average takes them in.
         let frozen = shape.frozen.contains(&parameter);
-        let d = if parameter == Parameter::WDec { shape.d_out } else { shape.d };
+        let (d, layers) = if parameter == Parameter::WDec { (shape.d_out, shape.layers) } else { (shape.d, 1) };
         let g = sums.get(parameter);
         let count = g.len().div_ceil(ROWS * d);
         let bytes = int8.as_mut().filter(|_| parameter == Parameter::WEnc).map(panels);
@@ -53,16 +53,18 @@ pub(super) fn apply(
                 let ema = ema.as_mut().map(|ema| &mut ema[i * d..i * d + w.len()]);
                 let g = Some(&g[row * d..row * d + w.len()]).filter(|_| !frozen);
                 let (g, parallel) = match parameter {
-                    Parameter::WEnc => (g.filter(|_| touched[row] != 0), 0.0),
-                    Parameter::WDec => (g.filter(|_| touched[row] != 0), measures.parallel[row]),
-                    _ => (g, 0.0),
+                    Parameter::WEnc => (g.filter(|_| touched[row] != 0), &[0.0][..]),
+                    Parameter::WDec => {
+                        (g.filter(|_| touched[row] != 0), &measures.parallel[row * layers..(row + 1) * layers])
+                    }
+                    _ => (g, &[0.0][..]),
                 };
                 kernels.run(Update { adam: &adam, w, m, v, ema, g, parallel });
                 if parameter == Parameter::Threshold {
                     w.iter_mut().for_each(|threshold| *threshold = threshold.max(0.0));
                 }
                 if parameter == Parameter::WDec && !frozen {
-                    let norm = kernels.dot(w, w).sqrt();
+                    let norm = w.chunks_exact(d / layers).map(|w| kernels.dot(w, w).sqrt()).sum::<f32>();
                     if norm > 0.0 && norm.is_finite() {
                         kernels.run(Divide { row: w, by: norm });
                     }
@@ -77,8 +79,8 @@ pub(super) fn apply(
     norm
 }
 
-/// Completes the gradient by b_dec, and finds how much of each decoder row is in its gradient, which is not to be applied;
-/// gives the square of the gradient without it.
+/// Completes the gradient by b_dec, and finds what of each decoder row's gradient would change the row's norm, which is not to
+/// be applied; gives the square of the gradient without it.
 ///
 /// Of an autoencoder, b_dec is also subtracted from the encoder's input: every pre-activation's gradient g_i reaches it as −g_i W_enc[i].
 /// Summed over tokens first, that is one product.
@@ -89,27 +91,28 @@ fn measure(kernels: Kernels, pool: &Pool, state: &mut State, shape: &TrainingSha
     let touched = &*touched;
     let (d, d_out) = (shape.d, shape.d_out);
     let trained = |parameter: Parameter| !shape.frozen.contains(&parameter);
-    let square_of = |parameter: Parameter, g: &[f32], w: &[f32], parallel: f32| {
+    let square_of = |parameter: Parameter, g: &[f32], w: &[f32], parallel: &[f32]| {
         if trained(parameter) { kernels.run(Square { g, w, parallel }) } else { 0.0 }
     };
-    let parts = (blocks(parallel, MEASURED), blocks(squares, 1), blocks(paths, d));
+    let layers = shape.layers;
+    let parts = (blocks(parallel, MEASURED * layers), blocks(squares, 1), blocks(paths, d));
     for_each(pool, parts, |block, (parallel, square, path)| {
         path.fill(0.0);
         square[0] = 0.0;
-        for (latent, parallel) in (block * MEASURED..).zip(parallel) {
+        for (latent, parallel) in (block * MEASURED..).zip(parallel.chunks_exact_mut(layers)) {
             if touched[latent] == 0 {
                 continue;
             }
             let (row, row_out) = (latent * d..(latent + 1) * d, latent * d_out..(latent + 1) * d_out);
             let (encoder, decoder) = (&weights.w_enc[row.clone()], &weights.w_dec[row_out.clone()]);
-            *parallel = kernels.dot(&w_dec[row_out.clone()], decoder);
+            along(kernels, &w_dec[row_out.clone()], decoder, parallel);
             let one = latent..latent + 1;
-            square[0] += square_of(Parameter::WDec, &w_dec[row_out], decoder, *parallel)
-                + square_of(Parameter::WEnc, &w_enc[row], encoder, 0.0)
-                + square_of(Parameter::BEnc, &b_enc[one.clone()], &b_enc[one.clone()], 0.0);
+            square[0] += square_of(Parameter::WDec, &w_dec[row_out], decoder, parallel)
+                + square_of(Parameter::WEnc, &w_enc[row], encoder, &[0.0])
+                + square_of(Parameter::BEnc, &b_enc[one.clone()], &b_enc[one.clone()], &[0.0]);
             let own = [(Parameter::Threshold, &*threshold), (Parameter::BGate, b_gate), (Parameter::RMag, r_mag)];
             for (parameter, g) in own.into_iter().filter(|(_, g)| !g.is_empty()) {
-                square[0] += square_of(parameter, &g[one.clone()], &g[one.clone()], 0.0);
+                square[0] += square_of(parameter, &g[one.clone()], &g[one.clone()], &[0.0]);
             }
             // Of a gated SAE, both the magnitude and the gate hold the encoder's product.
             let by_product =
@@ -117,22 +120,43 @@ fn measure(kernels: Kernels, pool: &Pool, state: &mut State, shape: &TrainingSha
             kernels.axpy(-by_product, encoder, path);
         }
     });
-    if !shape.transcoder {
+    if shape.subtracts_b_dec() {
         for path in paths.chunks_exact(d) {
             b_dec.iter_mut().zip(path).for_each(|(b, path)| *b += path);
         }
     }
     squares.iter().sum::<f64>()
-        + square_of(Parameter::BDec, b_dec, b_dec, 0.0)
-        + square_of(Parameter::WSkip, w_skip, w_skip, 0.0)
+        + square_of(Parameter::BDec, b_dec, b_dec, &[0.0])
+        + square_of(Parameter::WSkip, w_skip, w_skip, &[0.0])
 }
 
-/// The square of `g − parallel · w`, in f64: gradients are sums over tokens, whose squares may go beyond f32 where their
-/// means' do not.
+/// Of a decoder row of norm 1, how much of each layer is to be taken off the gradient, so that the rest does not change the
+/// norm, which is the sum of the layers': their directions are its gradient.
+fn along(kernels: Kernels, g: &[f32], w: &[f32], out: &mut [f32]) {
+    if let [whole] = out {
+        *whole = kernels.dot(g, w);
+        return;
+    }
+    let d = w.len() / out.len();
+    let (mut change, mut count) = (0.0, 0);
+    for ((norm, g), w) in out.iter_mut().zip(g.chunks_exact(d)).zip(w.chunks_exact(d)) {
+        *norm = kernels.dot(w, w).sqrt();
+        if *norm > 0.0 {
+            change += kernels.dot(g, w) / *norm;
+            count += 1;
+        }
+    }
+    // A layer that is zero has no direction.
+    let share = change / count.max(1) as f32;
+    out.iter_mut().for_each(|norm| *norm = if *norm > 0.0 { share / *norm } else { 0.0 });
+}
+
+/// The square of `g − parallel · w`, each layer with its own factor, in f64: gradients are sums over tokens, whose squares may go
+/// beyond f32 where their means' do not.
 struct Square<'a> {
     g: &'a [f32],
     w: &'a [f32],
-    parallel: f32,
+    parallel: &'a [f32],
 }
 
 impl Loop for Square<'_> {
@@ -140,16 +164,21 @@ impl Loop for Square<'_> {
 
     #[inline(always)]
     fn run(self) -> f64 {
-        let square = |g: f32, w: f32| f64::from(g - self.parallel * w).powi(2);
-        let (g, g_rest) = self.g.as_chunks::<8>();
-        let (w, w_rest) = self.w.as_chunks::<8>();
-        let mut lanes = [0.0f64; 8];
-        for (g, w) in g.iter().zip(w) {
-            for l in 0..8 {
-                lanes[l] += square(g[l], w[l]);
+        let d = (self.g.len() / self.parallel.len()).max(1);
+        let layers = self.g.chunks_exact(d).zip(self.w.chunks_exact(d)).zip(self.parallel);
+        let squares = layers.map(|((g, w), parallel)| {
+            let square = |g: f32, w: f32| f64::from(g - parallel * w).powi(2);
+            let (g, g_rest) = g.as_chunks::<8>();
+            let (w, w_rest) = w.as_chunks::<8>();
+            let mut lanes = [0.0f64; 8];
+            for (g, w) in g.iter().zip(w) {
+                for l in 0..8 {
+                    lanes[l] += square(g[l], w[l]);
+                }
             }
-        }
-        lanes.iter().sum::<f64>() + g_rest.iter().zip(w_rest).map(|(&g, &w)| square(g, w)).sum::<f64>()
+            lanes.iter().sum::<f64>() + g_rest.iter().zip(w_rest).map(|(&g, &w)| square(g, w)).sum::<f64>()
+        });
+        squares.sum()
     }
 }
 
@@ -186,7 +215,7 @@ impl Adam {
     }
 }
 
-/// The moving average of some weights, then Adam's step by `g − parallel · w`, or by zero.
+/// The moving average of some weights, then Adam's step by `g − parallel · w`, each layer with its own factor, or by zero.
 struct Update<'a> {
     adam: &'a Adam,
     w: &'a mut [f32],
@@ -194,7 +223,7 @@ struct Update<'a> {
     v: &'a mut [f32],
     ema: Option<&'a mut [f32]>,
     g: Option<&'a [f32]>,
-    parallel: f32,
+    parallel: &'a [f32],
 }
 
 impl Loop for Update<'_> {
@@ -207,15 +236,17 @@ impl Loop for Update<'_> {
         for (ema, w) in ema.unwrap_or_default().iter_mut().zip(w.iter()) {
             *ema = decay * *ema + (1.0 - decay) * w;
         }
-        let numbers = w.iter_mut().zip(m).zip(v);
-        match g {
-            Some(g) => {
-                for (((w, m), v), g) in numbers.zip(g) {
-                    let g = (g - parallel * *w) * adam.gradient_scale;
-                    adam.update(w, m, v, g);
-                }
+        let Some(g) = g else {
+            w.iter_mut().zip(m).zip(v).for_each(|((w, m), v)| adam.update(w, m, v, 0.0));
+            return;
+        };
+        let d = g.len() / parallel.len();
+        let (w, m, v) = (w.chunks_exact_mut(d), m.chunks_exact_mut(d), v.chunks_exact_mut(d));
+        for ((((w, m), v), g), parallel) in w.zip(m).zip(v).zip(g.chunks_exact(d)).zip(parallel) {
+            for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                let g = (g - parallel * *w) * adam.gradient_scale;
+                adam.update(w, m, v, g);
             }
-            None => numbers.for_each(|((w, m), v)| adam.update(w, m, v, 0.0)),
         }
     }
 }

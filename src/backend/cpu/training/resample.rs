@@ -25,6 +25,7 @@ pub(super) struct LastBatch<'a> {
 pub(super) fn resample(
     kernels: Kernels,
     state: &mut State,
+    layers: usize,
     batch: &LastBatch<'_>,
     how: &mut Resampling<'_>,
 ) -> Result<usize> {
@@ -53,7 +54,7 @@ pub(super) fn resample(
         let Some(token) = usable.next() else { break };
         let input = &batch.inputs[token * d..(token + 1) * d];
         let target = &batch.targets[token * d_out..(token + 1) * d_out];
-        made += usize::from(restart(kernels, state, i, (input, target), norm, how));
+        made += usize::from(restart(kernels, state, i, (input, target, layers), norm, how));
     }
     Ok(made)
 }
@@ -63,11 +64,13 @@ fn restart(
     kernels: Kernels,
     state: &mut State,
     i: usize,
-    (input, target): (&[f32], &[f32]),
+    (input, target, layers): (&[f32], &[f32], usize),
     norm: f32,
     how: &Resampling<'_>,
 ) -> bool {
-    let (by_input, by_target) = (kernels.dot(input, input).sqrt(), kernels.dot(target, target).sqrt());
+    let norm_of = |v: &[f32]| kernels.dot(v, v).sqrt();
+    let by_target = target.chunks_exact(target.len() / layers).map(norm_of).sum::<f32>();
+    let by_input = norm_of(input);
     if !(by_input > 0.0 && by_target > 0.0 && by_input.is_finite() && by_target.is_finite()) {
         return false;
     }

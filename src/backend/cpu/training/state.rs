@@ -128,7 +128,7 @@ pub(super) struct State {
 
 /// What a step finds out about the gradient before it applies it.
 pub(super) struct Measures {
-    /// `[n]`: how much of each row of W_dec is in its gradient, where there is any.
+    /// `[n, layers]`: how much of each row of W_dec is to be taken off its gradient, where there is any.
     pub parallel: Array<f32>,
     /// `[n / MEASURED]`: the gradient's square without that.
     pub squares: Array<f64>,
@@ -156,7 +156,7 @@ impl State {
             gradient: Gradient::zeroed(shape)?,
             unfired: Array::zeroed(shape.n_latents)?,
             measures: Measures {
-                parallel: Array::zeroed(shape.n_latents)?,
+                parallel: Array::zeroed(shape.n_latents.saturating_mul(shape.layers))?,
                 squares: Array::zeroed(measured)?,
                 paths: Array::zeroed(measured.saturating_mul(shape.d))?,
             },

@@ -5,6 +5,7 @@
 //! gradient.
 
 mod batch_top_k;
+mod crosscoder;
 pub(crate) mod gated;
 mod jump_relu;
 mod levels;
