@@ -203,8 +203,15 @@ fn what_cannot_be_written_or_run_is_refused_by_name() {
     fs::write(dir.path().join("file"), "").unwrap();
     let below = dir.path().join("file/run");
     type Change<'a> = &'a dyn Fn(&mut Plan);
+    let layered = |change: fn(&mut Member)| {
+        move |plan: &mut Plan| {
+            plan.source = Box::new(Planted { layers: Some(2), ..Planted::new(640) });
+            plan.held_out = None;
+            change(&mut plan.members[0]);
+        }
+    };
     let named = |name: &'static str| move |plan: &mut Plan| plan.members[0].name = name.to_owned();
-    let cases: [(Change<'_>, Status, &str); 17] = [
+    let cases: [(Change<'_>, Status, &str); 23] = [
         (&|plan| plan.folder = below.clone(), Status::Io, "file/run"),
         (&|plan| plan.members.clear(), Status::InvalidArgument, "no SAE"),
         (&named("large"), Status::InvalidArgument, "two SAEs are called large"),
@@ -232,6 +239,24 @@ fn what_cannot_be_written_or_run_is_refused_by_name() {
             &|plan| plan.source = Box::new(Planted { layers: Some(2), ..Planted::new(99) }),
             Status::InvalidArgument,
             "rows held out are [12], those of the source [2, 12]",
+        ),
+        (&layered(|_| {}), Status::InvalidArgument, "small: rows have 2 layers; say which is read (layer, 0 to 1)"),
+        (
+            &layered(|member| (member.layer, member.options.layers) = (Some(1), 2)),
+            Status::InvalidArgument,
+            "small: layers 2 and layer 1",
+        ),
+        (&layered(|member| member.options.layers = 3), Status::InvalidArgument, "small: layers is 3, but rows have 2"),
+        (&|plan| plan.options.batch = usize::MAX, Status::InvalidArgument, "batch must be between 1 and 16777216 rows"),
+        (
+            &|plan| plan.options.batch = (1 << 24) + 1,
+            Status::InvalidArgument,
+            "batch must be between 1 and 16777216 rows",
+        ),
+        (
+            &|plan| plan.options.divergence_rate = 1.0,
+            Status::InvalidArgument,
+            "divergence_rate must lie between 0 and 1",
         ),
     ];
     for (change, status, word) in cases {
@@ -261,7 +286,12 @@ fn a_folder_is_of_one_run_and_one_process() {
     assert!(refused(&|plan| plan.options.batch = 16).contains("batch is 16, but the checkpoint was made with 32"));
     assert!(refused(&|plan| plan.members.swap(0, 1)).contains("the SAEs are large, small, but"));
     assert!(refused(&|plan| plan.members[1].options.k = 4).contains("large: "));
-    assert!(refused(&|plan| plan.members[0].layer = Some(0)).contains("small: layer is Some(0)"));
+    assert!(
+        refused(&|plan| plan.members[0].layer = Some(0))
+            .contains("small: layer is 0, but the checkpoint was made with none")
+    );
+    // Over the last of the rows that were planned, the learning rate falls.
+    assert!(refused(&|plan| plan.options.tokens = 320).contains("small: tokens: the run was planned for 640 rows"));
     assert!(refused(&|plan| plan.source = Box::new(Planted::new(704))).contains("rows held out"));
     assert!(refused(&|plan| *plan = crate::support::plan(folder, 6400)).contains("704 planted rows"));
     // Of a run left after a checkpoint, one that is refused for the second SAE leaves the first's files too.
@@ -282,6 +312,209 @@ fn a_folder_is_of_one_run_and_one_process() {
     plan.pool = Pool::new(2).unwrap();
     finish(&mut TrainingRun::resume(plan).unwrap());
     assert_eq!(records(folder, "small").len(), 20);
+}
+
+#[test]
+fn a_run_may_be_longer_than_it_was_planned_where_nothing_depends_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let constant = |tokens| {
+        let mut plan = plan(dir.path(), 640);
+        plan.options.tokens = tokens;
+        plan.members.iter_mut().for_each(|member| member.options.decay_fraction = 0.0);
+        plan
+    };
+    finish(&mut TrainingRun::start(constant(320)).unwrap());
+    let mut longer = TrainingRun::resume(constant(0)).unwrap();
+    finish(&mut longer);
+    assert_eq!((longer.step(), records(dir.path(), "large").len()), (20, 20));
+    drop(longer);
+    // As planned, for the schedules' sake.
+    let mut saved = constant(0);
+    saved.members[0].options.total_tokens = 640;
+    let error = TrainingRun::resume(saved).err().unwrap();
+    assert!(error.message().contains("small: ") && error.message().contains("total_tokens is 640"), "{error}");
+}
+
+/// Rows that are spoiled until they are sought a second time, as by a fault that does not come again.
+struct Fault {
+    rows: Planted,
+    sought: usize,
+}
+
+impl Fault {
+    fn new(from: u64) -> Self {
+        Self { rows: Planted { spoiled: Some((from, 3e18)), ..Planted::new(6400) }, sought: 0 }
+    }
+}
+
+impl Source for Fault {
+    fn layout(&self) -> sae::training::data::Layout {
+        self.rows.layout()
+    }
+
+    fn len(&self) -> Option<u64> {
+        self.rows.len()
+    }
+
+    fn next(&mut self, rows: &mut sae::training::data::Rows) -> Result<usize> {
+        self.rows.next(rows)
+    }
+
+    fn position(&self) -> sae::training::data::Position {
+        self.rows.position()
+    }
+
+    fn seek(&mut self, position: &sae::training::data::Position) -> Result<()> {
+        // Twice at the start, to the sample and back.
+        self.sought += 1;
+        if self.sought > 2 {
+            self.rows.spoiled = None;
+        }
+        self.rows.seek(position)
+    }
+}
+
+#[test]
+fn a_run_that_diverges_goes_back_and_on_at_a_lower_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, source: Box<dyn Source>, steps: usize| {
+        let folder = dir.path().join(name);
+        let mut plan = Plan { source, ..plan(&folder, 0) };
+        (plan.options.divergence_tries, plan.options.divergence_rate) = (2, 0.25);
+        plan.options.sample = 64; // of sound rows
+        let mut run = TrainingRun::start(plan).unwrap();
+        let mut told = Vec::new();
+        for _ in 0..steps {
+            told.extend(run.advance().unwrap().unwrap().first().map(|record| record.step));
+        }
+        (folder, told, run)
+    };
+    let (healthy, _, other) = run("healthy", Box::new(Planted::new(6400)), 40);
+    assert!(other.rollbacks().is_empty());
+    // From a checkpoint, and where there is none yet from the start.
+    for (name, spoiled_at, back_to) in [("late", 26, 20), ("early", 5, 0)] {
+        let (folder, told, ran) = run(name, Box::new(Fault::new((spoiled_at - 1) * 32)), 40);
+        let expected: Vec<u64> = (1..spoiled_at).chain(back_to + 1..).take(40).collect();
+        assert_eq!(told, expected, "{name}");
+        let [back] = ran.rollbacks() else { panic!("{:?}", ran.rollbacks()) };
+        let facts = (back.from, back.to, back.sae.as_str(), back.rate);
+        assert_eq!(facts, (spoiled_at, back_to, "small", 0.25), "{name}");
+        assert!(back.reason.contains("gradient"), "{name}: {back:?}");
+        let (small, large) = (records(&folder, "small"), records(&folder, "large"));
+        let (small_healthy, large_healthy) = (records(&healthy, "small"), records(&healthy, "large"));
+        assert_eq!(small.len(), ran.step() as usize, "{name}: no step is there twice");
+        for (i, (of, other)) in small.iter().zip(&small_healthy).enumerate() {
+            let lower = i as u64 >= back_to;
+            let rate = if lower { 0.25 } else { 1.0 };
+            assert!(
+                (of.step, of.lr, of.rollbacks) == (other.step, other.lr * rate, usize::from(lower)),
+                "{name}: {of:?}"
+            );
+        }
+        // The other went on as if nothing had been.
+        for (of, other) in large.iter().zip(&large_healthy) {
+            let rollbacks = of.rollbacks;
+            assert_eq!(*of, sae::training::run::StepRecord { rollbacks, ..*other }, "{name}");
+        }
+        let checkpoint = "checkpoints/step-000000000030/large/checkpoint.safetensors";
+        assert!(fs::read(folder.join(checkpoint)).unwrap() == fs::read(healthy.join(checkpoint)).unwrap(), "{name}");
+        // A later process knows of it.
+        drop(ran);
+        let mut plan = Plan { source: Box::new(Planted::new(6400)), ..crate::support::plan(&folder, 0) };
+        (plan.options.divergence_tries, plan.options.sample) = (2, 64);
+        let mut later = TrainingRun::resume(plan).unwrap();
+        assert_eq!(later.rollbacks().len(), 1, "{name}");
+        let record = later.advance().unwrap().unwrap()[0];
+        let was = small.iter().find(|of| of.step == record.step).unwrap();
+        assert_eq!((record.lr, record.loss, record.rollbacks), (was.lr, was.loss, 1), "{name}");
+    }
+    // What does not end ends the run.
+    let folder = dir.path().join("lasting");
+    let mut plan = spoiled(&folder, 800, 3e18);
+    plan.options.divergence_tries = 2;
+    let mut run = TrainingRun::start(plan).unwrap();
+    let error = loop {
+        match run.advance() {
+            Ok(record) => assert!(record.is_some()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.status(), Status::NotFinite, "{error}");
+    let rates: Vec<f64> = run.rollbacks().iter().map(|back| back.rate).collect();
+    assert_eq!(rates, [0.5, 0.25]);
+    assert_eq!(records(&folder, "small").last().unwrap().rollbacks, 2);
+}
+
+#[test]
+fn rows_that_are_not_fit_to_train_on_are_told_and_end_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    // From the eleventh step on.
+    let folder = dir.path().join("long");
+    let mut plan = spoiled(&folder, 320, f32::NAN);
+    plan.options.divergence_steps = 7;
+    let error = ended(plan);
+    assert_eq!(error.status(), Status::NotFinite, "{error}");
+    for word in ["small", "step 17", "no row of the last 7 steps", "step-000000000010"] {
+        assert!(error.message().contains(word), "{word}: {error}");
+    }
+    let all = records(&folder, "small");
+    assert_eq!(all.len(), 17);
+    assert!(all[..10].iter().all(|of| of.tokens_not_finite == 0 && of.loss.is_finite()));
+    assert!(all[10..].iter().all(|of| of.tokens_not_finite == 32 && of.tokens == 320 && of.loss.is_nan()));
+    let text = fs::read_to_string(folder.join("small/metrics.jsonl")).unwrap();
+    assert!(text.lines().nth(10).unwrap().contains("\"loss\":null"), "{text}");
+    // Too short for that, but no training either.
+    let source = Planted { spoiled: Some((16, f32::NAN)), ..Planted::new(160) };
+    let plan = Plan { source: Box::new(source), ..crate::support::plan(&dir.path().join("short"), 0) };
+    let mut run = TrainingRun::start(plan).unwrap();
+    let steps = (0..5).map(|_| run.advance().unwrap().unwrap()[0].tokens_not_finite).collect::<Vec<_>>();
+    assert_eq!(steps, [16, 32, 32, 32, 32]);
+    let error = run.advance().unwrap_err();
+    assert_eq!(error.status(), Status::NotFinite);
+    for word in ["small", "of 5 steps", "1"] {
+        assert!(error.message().contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn latents_that_start_anew_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path(), 640);
+    (plan.members[0].options.no_aux, plan.members[0].options.resample_every) = (true, 2);
+    plan.members[0].options.dead_after_tokens = 20;
+    finish(&mut TrainingRun::start(plan).unwrap());
+    let all = records(dir.path(), "small");
+    assert!(all.iter().any(|of| of.resampled > 0), "{all:?}");
+    assert!(all.iter().all(|of| of.resampled == 0 || of.step.is_multiple_of(2)), "{all:?}");
+}
+
+/// Of different sizes, recipes and layers, a transcoder and a crosscoder among them: each has the bits that it has alone.
+#[test]
+fn saes_of_one_source_are_those_of_a_source_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut all = members();
+    all[0].layer = Some(0);
+    all[1].layer = Some(1);
+    let mut transcoder = Member::new("transcoder", members()[0].options.clone());
+    (transcoder.layer, transcoder.target_layer) = (Some(0), Some(1));
+    let mut crosscoder = Member::new("crosscoder", members()[1].options.clone());
+    crosscoder.options.layers = 2;
+    all.extend([transcoder, crosscoder]);
+    let run = |name: &str, members: &[Member]| {
+        let folder = dir.path().join(name);
+        let source = Planted { layers: Some(2), ..Planted::new(640) };
+        let pool = Pool::new(members.len()).unwrap();
+        let plan =
+            Plan { source: Box::new(source), members: members.to_vec(), held_out: None, pool, ..plan(&folder, 0) };
+        finish(&mut TrainingRun::start(plan).unwrap());
+        bytes(&folder.join("checkpoints/step-000000000020"))
+    };
+    let together = run("together", &all);
+    for member in &all {
+        let alone = run(&format!("{}-alone", member.name), std::slice::from_ref(member));
+        let file = format!("{}/checkpoint.safetensors", member.name);
+        assert!(together[&file] == alone[&file], "{file}");
+    }
 }
 
 #[test]

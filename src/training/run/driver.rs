@@ -61,12 +61,12 @@ impl Plan {
         let planned = planned(&options, self.source.as_ref(), &self.source.position()).unwrap_or(0);
         let resolved = self.members.iter().map(|member| {
             let mut of = member.options.clone();
-            if of.d == 0 && (layout.layers.is_none() || member.layer.is_some()) {
-                of.d = layout.d;
-            }
+            of.d = if of.d == 0 { layout.d } else { of.d };
             of.transcoder |= member.target_layer.is_some();
             of.total_tokens = if of.total_tokens == 0 { planned } else { of.total_tokens };
-            of.max_batch_tokens = of.max_batch_tokens.max(options.batch);
+            // No more memory than there are rows.
+            let most = self.source.len().map_or(usize::MAX, |len| usize::try_from(len).unwrap_or(usize::MAX));
+            of.max_batch_tokens = of.max_batch_tokens.max(options.batch.min(most.max(1)));
             let resolved = of.resolve().map_err(|e| e.at(&member.name))?;
             if member.export == Some(Export::Ema) && resolved.no_ema {
                 let name = &member.name;
@@ -95,13 +95,36 @@ struct State {
     elapsed: f64,
     evaluated: Option<u64>,
     members: Vec<MemberState>,
+    #[serde(default)]
+    rollbacks: Vec<Rollback>,
+}
+
+/// That a run went back to its last good state, and on from there at a lower rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// The step at which it diverged.
+    pub from: u64,
+    /// The step it went back to.
+    pub to: u64,
+    /// The SAE that diverged.
+    pub sae: String,
+    /// What its learning rates are multiplied by since.
+    pub rate: f64,
+    /// What was wrong.
+    pub reason: String,
 }
 
 /// A run at work.
 pub struct TrainingRun {
     folder: PathBuf,
     options: RunOptions,
+    /// What is trained, as it was given but for what the source tells, and how long the runs were said to be.
+    planned: Vec<Member>,
+    said: Vec<u64>,
     members: Vec<Working>,
+    /// The one of them at work, should it fail.
+    at: usize,
+    rollbacks: Vec<Rollback>,
     source: Box<dyn Source>,
     start: Position,
     held_out: Option<Rows>,
@@ -138,8 +161,9 @@ impl TrainingRun {
     }
 
     fn open(plan: Plan, resume: bool) -> Result<Self> {
-        let (options, members) = plan.resolve()?;
-        let Plan { folder, mut source, held_out, pool, .. } = plan;
+        let (options, planned) = plan.resolve()?;
+        let said = plan.members.iter().map(|member| member.options.total_tokens).collect::<Vec<_>>();
+        let Plan { folder, source, held_out, pool, .. } = plan;
         let layout = source.layout();
         atomic::create_dir_all(&folder)?;
         let lock = lock(&folder.join(LOCK))?;
@@ -150,71 +174,152 @@ impl TrainingRun {
             return fail!(BadState, "holds a run, which has come to step {step}; resume it, or choose another folder");
         }
         if newest.is_none() && !resume {
-            refuse_left_metrics(&members, &folder)?;
+            refuse_left_metrics(&planned, &folder)?;
         }
-        // More rows than there are take no memory.
-        let most =
-            |rows: usize| rows.min(source.len().map_or(usize::MAX, |len| usize::try_from(len).unwrap_or(usize::MAX)));
-        let room = |rows| Rows::new(layout, most(rows)).map_err(|e| e.at("batch"));
+        let room = |rows| room(layout, source.as_ref(), rows).map_err(|e| e.at("batch"));
         let rows = room(options.batch)?;
         let ahead = room(if options.accumulate > 1 { options.batch } else { 0 })?;
-        let sample = Rows::new(layout, most(options.sample)).map_err(|e| e.at("sample"))?;
-        let start = source.position();
-        let (state, mut members) = match &newest {
-            None => (None, start_all(&members, &folder, source.as_mut(), sample, &pool)?),
-            Some((step, path)) => {
-                let resumed = resume_all(&members, &folder, path, *step, &start, &options, &pool);
-                let (state, members) = resumed.map_err(|e| e.at(path.display()))?;
-                source.seek(&state.position)?;
-                (Some(state), members)
-            }
-        };
-        for member in &mut members {
-            member.begin().map_err(|error| member.named(error))?;
-        }
-        let records = Vec::with_capacity(members.len());
-        let step = state.as_ref().map_or(0, |state| state.step);
-        Ok(Self {
+        let mut run = Self {
             rows,
             ahead,
             folder,
             options,
-            members,
+            records: Vec::with_capacity(planned.len()),
+            members: Vec::new(),
+            planned,
+            said,
+            at: 0,
+            rollbacks: Vec::new(),
+            start: source.position(),
             source,
-            start,
             held_out,
             pool,
             checkpoints,
-            step,
-            saved: step,
-            evaluated: state.as_ref().and_then(|state| state.evaluated),
-            records,
-            before: state.as_ref().map_or(0.0, |state| state.elapsed),
+            step: 0,
+            saved: 0,
+            evaluated: None,
+            before: 0.0,
             since: Instant::now(),
             began: Instant::now(),
             failed: false,
             _lock: lock,
-        })
+        };
+        if let Some(state) = run.restore(newest)? {
+            (run.rollbacks, run.before) = (state.rollbacks, state.elapsed);
+        }
+        run.members.iter_mut().try_for_each(|member| member.begin().map_err(|error| member.named(error)))?;
+        (run.since, run.began) = (Instant::now(), Instant::now());
+        Ok(run)
+    }
+
+    /// Takes the SAEs from a checkpoint, or starts them if there is none; their files stay as they are.
+    fn restore(&mut self, checkpoint: Option<(u64, PathBuf)>) -> Result<Option<State>> {
+        self.members.clear();
+        let Some((step, path)) = checkpoint else {
+            self.source.seek(&self.start)?;
+            let sample = room(self.source.layout(), self.source.as_ref(), self.options.sample);
+            let sample = sample.map_err(|e| e.at("sample"))?;
+            self.members = start_all(&self.planned, &self.folder, self.source.as_mut(), sample, &self.pool)?;
+            (self.step, self.saved, self.evaluated) = (0, 0, None);
+            return Ok(None);
+        };
+        let (state, members) = self.resume_all(&path, step).map_err(|e| e.at(path.display()))?;
+        self.source.seek(&state.position)?;
+        self.members = members;
+        (self.step, self.saved, self.evaluated) = (step, step, state.evaluated);
+        Ok(Some(state))
+    }
+
+    /// Reads a checkpoint.
+    fn resume_all(&self, path: &Path, step: u64) -> Result<(State, Vec<Working>)> {
+        let Self { planned: members, folder, start, options, pool, .. } = self;
+        let broken =
+            |e: &dyn std::fmt::Display| Error::new(Status::Format, format!("{STATE}: not a sound checkpoint: {e}"));
+        let text = fs::read_to_string(path.join(STATE)).map_err(|e| Error::from(e).at(STATE))?;
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(&e))?;
+        if value["version"] != VERSION {
+            return fail!(
+                Unsupported,
+                "{STATE}: version {} is not known; this library reads {VERSION}",
+                value["version"]
+            );
+        }
+        let state: State = serde_json::from_value(value).map_err(|e| broken(&e))?;
+        let given = state.position.given.checked_sub(state.start.given);
+        let Some(given) = given.filter(|&given| state.step == step && step <= given) else {
+            return fail!(
+                Format,
+                "{STATE}: not a sound checkpoint: step {} after rows {} to {}, in the folder of step {step}",
+                state.step,
+                state.start.given,
+                state.position.given
+            );
+        };
+        options.agreed().check(&state.agreed)?;
+        if *start != state.start {
+            return fail!(
+                InvalidArgument,
+                "the run began at {} of its source, but the source is at {start}: data or options are others, or the rows held out",
+                state.start
+            );
+        }
+        let list = |names: &mut dyn Iterator<Item = &String>| names.cloned().collect::<Vec<_>>().join(", ");
+        let (now, then) =
+            (list(&mut members.iter().map(|member| &member.name)), list(&mut state.members.iter().map(|of| &of.name)));
+        if now != then {
+            return fail!(InvalidArgument, "the SAEs are {now}, but the checkpoint was made with {then}");
+        }
+        let resumed = members.iter().zip(&state.members).zip(&self.said).map(|((member, of), &said)| {
+            Working::resume(member, said, folder, path, of, pool).map_err(|e| e.at(&member.name))
+        });
+        let resumed = resumed.collect::<Result<Vec<Working>>>()?;
+        for Working { member, trainer, .. } in &resumed {
+            let of = trainer.progress().map_or(0, |progress| progress.rows_given);
+            if of != given {
+                let name = &member.name;
+                return fail!(Format, "{STATE}: not a sound checkpoint: {given} rows were given, but {of} to {name}");
+            }
+        }
+        Ok((state, resumed))
+    }
+
+    /// Goes back to the last good state, from where the SAE that diverged goes on at a lower rate. The others go on as they did,
+    /// to the same bits.
+    fn roll_back(&mut self, error: &Error) -> Result<()> {
+        let mut rates: Vec<f64> = self.members.iter().map(Working::rate).collect();
+        rates[self.at] *= self.options.divergence_rate;
+        let from = self.step;
+        self.restore(self.checkpoints.newest()?)?;
+        let sae = self.planned[self.at].name.clone();
+        let (to, rate, reason) = (self.step, rates[self.at], error.message().to_owned());
+        self.rollbacks.push(Rollback { from, to, sae, rate, reason });
+        for (member, rate) in self.members.iter_mut().zip(rates) {
+            member.set_rate(rate).and_then(|()| member.begin()).map_err(|error| member.named(error))?;
+        }
+        Ok(())
     }
 
     /// Makes one step with every SAE, and what falls due after it: a line of metrics, a measurement, a checkpoint. Gives what
-    /// the SAEs tell, in their order; `None` at the end of the run. If a gradient is not finite or a loss diverges, the error
-    /// names the SAE, the step and the last good state, and the run has ended.
+    /// the SAEs tell, in their order; `None` at the end of the run. If a gradient is not finite or a loss diverges, the run goes
+    /// back to the last good state and on at a lower rate, where that is left to try, and the step that is told is the one
+    /// after it; else the error names the SAE, the step and the last good state, and the run has ended.
     pub fn advance(&mut self) -> Result<Option<&[StepRecord]>> {
         if self.failed {
             return fail!(BadState, "the run has ended with an error; resume it from its last checkpoint");
         }
-        if self.rows_left() == Some(0) {
-            return Ok(None);
-        }
-        self.began = Instant::now();
-        let stepped = self.make_step().and_then(|made| if made { self.tell().map(|()| true) } else { Ok(false) });
-        match stepped {
-            Ok(true) => {}
-            Ok(false) => return Ok(None),
-            Err(error) => {
-                self.failed = true;
-                return Err(self.with_last_state(error));
+        loop {
+            match self.step_and_tell() {
+                Ok(true) => break,
+                Ok(false) => return Ok(None),
+                Err(error) => {
+                    self.failed = true;
+                    let may = error.status() == Status::NotFinite && !self.members.is_empty();
+                    if !may || self.rollbacks.len() as u64 >= self.options.divergence_tries {
+                        return Err(self.with_last_state(error));
+                    }
+                    self.roll_back(&error)?;
+                    self.failed = false;
+                }
             }
         }
         if self.step.is_multiple_of(self.options.evaluate_every) {
@@ -228,14 +333,35 @@ impl TrainingRun {
         Ok(Some(&self.records))
     }
 
+    /// One step and its metrics; false if the run is at its end.
+    fn step_and_tell(&mut self) -> Result<bool> {
+        self.began = Instant::now();
+        if self.rows_left() == Some(0) || !self.make_step()? {
+            // Rows that are not fit to train on are no training.
+            let idle = self.members.iter().find(|member| 2 * member.steps_made() < self.step);
+            return match idle {
+                Some(member) => {
+                    let (steps, made) = (self.step, member.steps_made());
+                    let message = format!("of {steps} steps only {made} had rows that were fit to train on");
+                    Err(member.named(Error::new(Status::NotFinite, message)))
+                }
+                None => Ok(false),
+            };
+        }
+        self.tell()?;
+        Ok(true)
+    }
+
     /// Reads and trains on the batches of a step; false if there is none left.
     fn make_step(&mut self) -> Result<bool> {
         if self.source.next(&mut self.rows)? == 0 {
             return Ok(false);
         }
+        self.step += 1;
         for batch in 1..=self.options.accumulate {
             let more = batch < self.options.accumulate && self.source.next(&mut self.ahead)? > 0;
-            for member in &mut self.members {
+            for (at, member) in self.members.iter_mut().enumerate() {
+                self.at = at;
                 member.train(&self.rows, more).map_err(|error| member.named(error))?;
             }
             if !more {
@@ -243,7 +369,6 @@ impl TrainingRun {
             }
             std::mem::swap(&mut self.rows, &mut self.ahead);
         }
-        self.step += 1;
         Ok(true)
     }
 
@@ -252,8 +377,10 @@ impl TrainingRun {
         let elapsed = self.elapsed();
         let seconds = self.began.elapsed().as_secs_f64();
         self.records.clear();
-        for member in &mut self.members {
-            let record = member.stepped(self.step, seconds, elapsed, &self.options);
+        let all = StepRecord { step: self.step, elapsed, rollbacks: self.rollbacks.len(), ..StepRecord::default() };
+        for (at, member) in self.members.iter_mut().enumerate() {
+            self.at = at;
+            let record = member.stepped(all, seconds, &self.options);
             self.records.push(record.map_err(|error| member.named(error))?);
         }
         Ok(())
@@ -305,6 +432,7 @@ impl TrainingRun {
                 elapsed: self.elapsed(),
                 evaluated: self.evaluated,
                 members: members.collect::<Result<_>>()?,
+                rollbacks: self.rollbacks.clone(),
             };
             let text = serde_json::to_string_pretty(&state)
                 .map_err(|e| Error::new(Status::Internal, format!("{STATE} cannot be written: {e}")))?;
@@ -348,6 +476,11 @@ impl TrainingRun {
         self.members.iter().map(|member| member.trainer.options().n_latents)
     }
 
+    /// How often and why it went back to an earlier state, in that order.
+    pub fn rollbacks(&self) -> &[Rollback] {
+        &self.rollbacks
+    }
+
     /// Steps made.
     pub fn step(&self) -> u64 {
         self.step
@@ -380,6 +513,12 @@ fn planned(options: &RunOptions, source: &dyn Source, start: &Position) -> Optio
         (0, there) => there,
         (tokens, there) => Some(there.map_or(tokens, |there| there.min(tokens))),
     }
+}
+
+/// Memory for so many rows, or as many as there are.
+fn room(layout: Layout, source: &dyn Source, rows: usize) -> Result<Rows> {
+    let there = source.len().map_or(usize::MAX, |len| usize::try_from(len).unwrap_or(usize::MAX));
+    Rows::new(layout, rows.min(there))
 }
 
 fn no_rows<T>() -> Result<T> {
@@ -417,70 +556,20 @@ fn start_all(
     members.iter().map(start).collect()
 }
 
-/// Reads a checkpoint.
-fn resume_all(
-    members: &[Member],
-    folder: &Path,
-    path: &Path,
-    step: u64,
-    start: &Position,
-    options: &RunOptions,
-    pool: &Pool,
-) -> Result<(State, Vec<Working>)> {
-    let broken =
-        |e: &dyn std::fmt::Display| Error::new(Status::Format, format!("{STATE}: not a sound checkpoint: {e}"));
-    let text = fs::read_to_string(path.join(STATE)).map_err(|e| Error::from(e).at(STATE))?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(&e))?;
-    if value["version"] != VERSION {
-        return fail!(Unsupported, "{STATE}: version {} is not known; this library reads {VERSION}", value["version"]);
-    }
-    let state: State = serde_json::from_value(value).map_err(|e| broken(&e))?;
-    let given = state.position.given.checked_sub(state.start.given);
-    let Some(given) = given.filter(|&given| state.step == step && step <= given) else {
-        return fail!(
-            Format,
-            "{STATE}: not a sound checkpoint: step {} after rows {} to {}, in the folder of step {step}",
-            state.step,
-            state.start.given,
-            state.position.given
-        );
-    };
-    options.agreed().check(&state.agreed)?;
-    if *start != state.start {
-        return fail!(
-            InvalidArgument,
-            "the run began at {:?} of its source, but the source is at {start:?}: data or options are others, or the rows held \
-             out",
-            state.start
-        );
-    }
-    let list = |names: &mut dyn Iterator<Item = &String>| names.cloned().collect::<Vec<_>>().join(", ");
-    let (now, then) =
-        (list(&mut members.iter().map(|member| &member.name)), list(&mut state.members.iter().map(|of| &of.name)));
-    if now != then {
-        return fail!(InvalidArgument, "the SAEs are {now}, but the checkpoint was made with {then}");
-    }
-    let resumed = members
-        .iter()
-        .zip(&state.members)
-        .map(|(member, of)| Working::resume(member, folder, path, of, pool).map_err(|e| e.at(&member.name)));
-    let resumed = resumed.collect::<Result<Vec<Working>>>()?;
-    for Working { member, trainer, .. } in &resumed {
-        let of = trainer.progress().map_or(0, |progress| progress.rows_given);
-        if of != given {
-            let name = &member.name;
-            return fail!(Format, "{STATE}: not a sound checkpoint: {given} rows were given, but {of} to {name}");
-        }
-    }
-    Ok((state, resumed))
-}
-
 fn check(members: &[Member], held_out: Option<&Rows>, layout: Layout) -> Result<()> {
     if members.is_empty() {
         return fail!(InvalidArgument, "no SAE to train");
     }
+    if let Some(of) = held_out.map(Rows::layout).filter(|of| (of.layers, of.d) != (layout.layers, layout.d)) {
+        return fail!(
+            InvalidArgument,
+            "rows held out are {:?}, those of the source {:?}",
+            of.shape(1).split_off(1),
+            layout.shape(1).split_off(1)
+        );
+    }
     let mut names = BTreeSet::new();
-    for Member { name, layer, target_layer, .. } in members {
+    for Member { name, layer, target_layer, options, .. } in members {
         let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty()
             || name.starts_with('.')
@@ -503,16 +592,25 @@ fn check(members: &[Member], held_out: Option<&Rows>, layout: Layout) -> Result<
                 return fail!(InvalidArgument, "{name}: {what} is {layer}, but rows have {layers} layers");
             }
         }
+        match (layout.layers, layer, options.layers) {
+            (Some(found), None, 0 | 1) if found > 1 => {
+                return fail!(
+                    InvalidArgument,
+                    "{name}: rows have {found} layers; say which is read (layer, 0 to {}), or layers = {found} for a crosscoder of \
+                     all of them",
+                    found - 1
+                );
+            }
+            (_, Some(layer), of) if of > 1 => {
+                return fail!(InvalidArgument, "{name}: layers {of} and layer {layer}: a crosscoder reads all layers");
+            }
+            (_, None, of) if of > 1 && of != layers => {
+                return fail!(InvalidArgument, "{name}: layers is {of}, but rows have {layers}");
+            }
+            _ => {}
+        }
     }
-    match held_out.map(Rows::layout).filter(|of| (of.layers, of.d) != (layout.layers, layout.d)) {
-        Some(of) => fail!(
-            InvalidArgument,
-            "rows held out are {:?}, those of the source {:?}",
-            of.shape(1).split_off(1),
-            layout.shape(1).split_off(1)
-        ),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Takes the folder for this process, as long as the file lives. A process that was just killed may hold it a little longer.

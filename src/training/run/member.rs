@@ -97,9 +97,10 @@ impl Working {
         Self::of(member, folder, trainer, Watch::default(), Lengths::default())
     }
 
-    /// One that goes on from a checkpoint.
+    /// One that goes on from a checkpoint. Where nothing was `said` of how long its run is planned, that is as it was.
     pub(super) fn resume(
         member: &Member,
+        said: u64,
         folder: &Path,
         checkpoint: &Path,
         state: &MemberState,
@@ -109,10 +110,23 @@ impl Working {
             [("layer", member.layer, state.layer), ("target_layer", member.target_layer, state.target_layer)]
         {
             if now != then {
-                return fail!(InvalidArgument, "{what} is {now:?}, but the checkpoint was made with {then:?}");
+                let said = |layer: Option<usize>| layer.map_or("none".to_owned(), |layer| layer.to_string());
+                let (now, then) = (said(now), said(then));
+                return fail!(InvalidArgument, "{what} is {now}, but the checkpoint was made with {then}");
             }
         }
-        let trainer = Trainer::resume(&checkpoint.join(&member.name), &member.options, pool.clone())?;
+        let options = TrainOptions { total_tokens: said, ..member.options.clone() };
+        let trainer = Trainer::resume(&checkpoint.join(&member.name), &options, pool.clone())?;
+        let (then, now) = (trainer.options(), member.options.total_tokens);
+        if now != then.total_tokens && then.decay_fraction > 0.0 {
+            return fail!(
+                InvalidArgument,
+                "tokens: the run was planned for {} rows, over the last of which the learning rate falls (decay_fraction), but is to \
+                 have {now} now; leave tokens as it was, or say total_tokens = {} to keep to that plan",
+                then.total_tokens,
+                then.total_tokens
+            );
+        }
         Self::of(member, folder, trainer, state.watch.clone(), state.files)
     }
 
@@ -133,22 +147,34 @@ impl Working {
         Ok(())
     }
 
-    /// Tells of the step that was made, and whether the run goes well.
-    pub(super) fn stepped(
-        &mut self,
-        step: u64,
-        seconds: f64,
-        elapsed: f64,
-        options: &RunOptions,
-    ) -> Result<StepRecord> {
+    /// Tells of the step that was made, with what all SAEs share of it, and whether the run goes well.
+    pub(super) fn stepped(&mut self, with: StepRecord, seconds: f64, options: &RunOptions) -> Result<StepRecord> {
         let calls = std::mem::take(&mut self.calls);
         let tokens: usize = calls.iter().map(|call| call.tokens).sum();
-        // Where no row was fit to train on, there was no step and there is nothing to tell.
-        let Some(record) = StepRecord::of(&calls) else { return Ok(StepRecord::default()) };
-        let record = StepRecord { step, tokens_per_second: tokens as f64 / seconds.max(1e-9), elapsed, ..record };
+        let StepRecord { step, elapsed, rollbacks, .. } = with;
+        let tokens_per_second = tokens as f64 / seconds.max(1e-9);
+        let record = StepRecord { step, tokens_per_second, elapsed, rollbacks, ..StepRecord::of(&calls) };
         self.files.step(&record)?;
-        self.watch.observe(step, record.loss, options)?;
+        match tokens {
+            0 => self.watch.observe_unfit(step, options)?,
+            _ => self.watch.observe(step, record.loss, options)?,
+        }
         Ok(record)
+    }
+
+    /// How many steps it made; it makes none of rows that are not fit to train on.
+    pub(super) fn steps_made(&self) -> u64 {
+        self.trainer.progress().map_or(0, |progress| progress.step)
+    }
+
+    /// What learning rates are multiplied by.
+    pub(super) fn rate(&self) -> f64 {
+        self.trainer.progress().map_or(1.0, |progress| progress.rate)
+    }
+
+    /// Sets that.
+    pub(super) fn set_rate(&mut self, rate: f64) -> Result<()> {
+        self.trainer.set_rate(rate)
     }
 
     /// Whether its state is worth keeping.
@@ -158,7 +184,7 @@ impl Working {
 
     /// What is to be exported.
     pub(super) fn export(&self) -> Result<Sae> {
-        let ema = !self.trainer.options().no_ema && self.trainer.progress().is_some_and(|progress| progress.step > 0);
+        let ema = !self.trainer.options().no_ema && self.steps_made() > 0;
         let there_is = if ema { Export::Ema } else { Export::Weights };
         self.trainer.export(self.member.export.unwrap_or(there_is))
     }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::events;
 use super::log::{Log, now};
@@ -22,31 +22,49 @@ pub const EVALUATIONS: &str = "evaluation.jsonl";
 /// TensorBoard knows its files by the word in their names.
 const EVENTS: &str = "events.out.tfevents";
 
-/// One line of `metrics.jsonl`: an optimizer step.
+/// One line of `metrics.jsonl`: an optimizer step. Where none of its rows was fit to train on, there was no loss and no gradient:
+/// what belongs to them is not a number, `null` in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Number of the step, from 1.
     pub step: u64,
     /// Tokens trained on since the run began.
     pub tokens: u64,
+    /// Tokens of this step that were left out, because they were not finite or too large for their square to be.
+    #[serde(default)]
+    pub tokens_not_finite: usize,
     /// What is minimised.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// The reconstruction's part of it.
+    #[serde(deserialize_with = "number")]
     pub mse: f64,
     /// AuxK's part, its coefficient included.
+    #[serde(deserialize_with = "number")]
     pub aux: f64,
     /// The sparsity penalty's part, its coefficient included.
+    #[serde(deserialize_with = "number")]
     pub sparsity: f64,
     /// Fraction of variance unexplained, of this step's tokens.
+    #[serde(deserialize_with = "number")]
     pub fvu: f64,
     /// Mean count of active latents per token.
+    #[serde(deserialize_with = "number")]
     pub l0: f64,
     /// Latents that are dead.
     pub dead: usize,
+    /// Latents that started anew after the step.
+    #[serde(default)]
+    pub resampled: usize,
     /// Learning rate.
+    #[serde(deserialize_with = "number")]
     pub lr: f64,
     /// Global norm of the gradient before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
+    /// How often the run went back, because an SAE of it diverged, before this step was made as it is told.
+    #[serde(default)]
+    pub rollbacks: usize,
     /// Tokens per second of this step, in which its rows were read and all SAEs of the run trained on them.
     pub tokens_per_second: f64,
     /// Seconds that the run has worked, before it was resumed too.
@@ -54,17 +72,19 @@ pub struct StepRecord {
 }
 
 impl StepRecord {
-    /// Of the calls that made a step: means over their tokens, and counts as they are after the last. `None` if none of them made
-    /// one, which is so where no row was fit to train on.
-    pub(super) fn of(calls: &[StepStats]) -> Option<Self> {
-        let last = calls.last().filter(|call| call.applied)?;
+    /// Of the calls that made a step, at least one: means over their tokens, and counts as they are after the last.
+    pub(super) fn of(calls: &[StepStats]) -> Self {
+        let last = calls.last().copied().unwrap_or_default();
         let tokens: usize = calls.iter().map(|call| call.tokens).sum();
+        // Without any token, 0 / 0.
         let mean = |value: fn(&StepStats) -> f64| {
             calls.iter().map(|call| value(call) * call.tokens as f64).sum::<f64>() / tokens as f64
         };
-        Some(Self {
+        let made = |value: f64| if last.applied { value } else { f64::NAN };
+        Self {
             step: last.step,
             tokens: last.tokens_seen,
+            tokens_not_finite: calls.iter().map(|call| call.tokens_not_finite).sum(),
             loss: mean(|call| call.loss),
             mse: mean(|call| call.mse),
             aux: mean(|call| call.aux),
@@ -72,15 +92,18 @@ impl StepRecord {
             fvu: mean(|call| call.fvu),
             l0: mean(|call| call.l0),
             dead: last.dead,
-            lr: last.learning_rate,
-            grad_norm: last.grad_norm,
+            resampled: last.resampled,
+            lr: made(last.learning_rate),
+            grad_norm: made(last.grad_norm),
             ..Self::default()
-        })
+        }
     }
 
-    fn scalars(&self) -> [(&'static str, f64); 12] {
-        [
+    /// What there is of numbers.
+    fn scalars(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let all = [
             ("tokens", self.tokens as f64),
+            ("tokens_not_finite", self.tokens_not_finite as f64),
             ("loss", self.loss),
             ("mse", self.mse),
             ("aux", self.aux),
@@ -88,12 +111,20 @@ impl StepRecord {
             ("fvu", self.fvu),
             ("l0", self.l0),
             ("dead", self.dead as f64),
+            ("resampled", self.resampled as f64),
             ("lr", self.lr),
             ("grad_norm", self.grad_norm),
+            ("rollbacks", self.rollbacks as f64),
             ("tokens_per_second", self.tokens_per_second),
             ("elapsed", self.elapsed),
-        ]
+        ];
+        all.into_iter().filter(|(_, value)| value.is_finite())
     }
+}
+
+/// A number, of which JSON cannot say that it is none.
+fn number<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// One line of `evaluation.jsonl`: what was measured on the rows held out after a step.

@@ -50,7 +50,7 @@ mod metrics;
 mod options;
 mod watch;
 
-pub use driver::{Plan, TrainingRun};
+pub use driver::{Plan, Rollback, TrainingRun};
 pub use member::{Measured, Member};
 pub use metrics::{EVALUATIONS, Evaluation, STEPS, StepRecord};
 pub use options::RunOptions;

@@ -26,9 +26,16 @@ pub struct RunOptions {
     pub evaluate_every: u64,
     /// A loss of more than this times its running median (of the last 101) is beyond its bound. 0: 10; inf: none is.
     pub divergence_factor: f64,
-    /// So many steps in a row beyond the bound end the run. 0: 20.
+    /// So many steps in a row beyond the bound, or without a row that is fit to train on, end the run. 0: 20.
     pub divergence_steps: u64,
+    /// How often the run goes back to its last good state instead, and on from there at a lower rate. 0: never.
+    pub divergence_tries: u64,
+    /// What the learning rate of the SAE that diverged is multiplied by each time. 0: 0.5.
+    pub divergence_rate: f64,
 }
+
+/// Rows of a batch at most, which trainers take too.
+const MAX_BATCH: usize = 1 << 24;
 
 impl RunOptions {
     /// The same options with every default filled in; refuses what cannot be, naming the option.
@@ -45,8 +52,20 @@ impl RunOptions {
             evaluate_every: or(self.evaluate_every, 1000),
             divergence_factor: or(self.divergence_factor, 10.0),
             divergence_steps: or(self.divergence_steps, 20),
+            divergence_rate: or(self.divergence_rate, 0.5),
             ..self.clone()
         };
+        if resolved.batch > MAX_BATCH {
+            let batch = resolved.batch;
+            return fail!(
+                InvalidArgument,
+                "batch must be between 1 and {MAX_BATCH} rows, not {batch}; accumulate makes longer steps"
+            );
+        }
+        if !(resolved.divergence_rate > 0.0 && resolved.divergence_rate < 1.0) {
+            let rate = resolved.divergence_rate;
+            return fail!(InvalidArgument, "divergence_rate must lie between 0 and 1, not {rate}");
+        }
         if resolved.divergence_factor.is_nan() || resolved.divergence_factor <= 1.0 {
             let factor = resolved.divergence_factor;
             return fail!(InvalidArgument, "divergence_factor must be above 1, not {factor}");

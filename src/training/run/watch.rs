@@ -23,12 +23,16 @@ pub(super) struct Watch {
     lowest: Option<f64>,
     /// How many in a row were beyond it.
     beyond: u64,
+    /// Steps in a row of which no row was fit to train on.
+    #[serde(default)]
+    unfit: u64,
 }
 
 impl Watch {
     /// Takes in the loss of a step; an error if it is not a number, or if too many in a row were beyond the bound. Losses beyond
     /// it do not move the median.
     pub(super) fn observe(&mut self, step: u64, loss: f64, options: &RunOptions) -> Result<()> {
+        self.unfit = 0;
         if !loss.is_finite() {
             return fail!(NotFinite, "step {step}: the loss is {loss}");
         }
@@ -59,6 +63,20 @@ impl Watch {
             "step {step}: the run diverges: the loss is {loss:.4}, above {broken}, and has been beyond its bounds for {} steps \
              (divergence_factor, divergence_steps)",
             self.beyond
+        )
+    }
+
+    /// Takes in a step of which no row was fit to train on; an error if there were too many in a row.
+    pub(super) fn observe_unfit(&mut self, step: u64, options: &RunOptions) -> Result<()> {
+        self.unfit += 1;
+        if self.unfit < options.divergence_steps {
+            return Ok(());
+        }
+        fail!(
+            NotFinite,
+            "step {step}: no row of the last {} steps was fit to train on: numbers are not finite, or too large for their squares \
+             to be (divergence_steps)",
+            self.unfit
         )
     }
 
