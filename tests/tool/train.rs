@@ -101,7 +101,8 @@ fn a_run_leaves_saes_metrics_and_a_report() {
             steps.iter().map(|step| step["step"].as_u64().unwrap()).collect::<Vec<_>>(),
             (1..=STEPS).collect::<Vec<_>>()
         );
-        let keys = "aux dead elapsed fvu grad_norm l0 loss lr mse sparsity step tokens tokens_per_second";
+        let keys = "aux dead elapsed fvu grad_norm l0 loss lr mse resampled rollbacks sparsity step tokens tokens_not_finite \
+                    tokens_per_second";
         assert_eq!(steps[0].keys().map(String::as_str).collect::<Vec<_>>().join(" "), keys);
         let held: Vec<_> = lines(&place.at(&format!("run/{name}/evaluation.jsonl")));
         assert_eq!(
@@ -147,6 +148,49 @@ fn saes_trained_together_are_those_trained_alone() {
     sae(&["train", &alone, "--threads", "2"]).ended(0);
     assert!(place.read("run/large/sae.safetensors") == place.read("alone/large/sae.safetensors"));
     assert!(!place.at("alone/small").exists());
+}
+
+/// Rows `[T, 2, 8]` as numpy keeps them.
+fn layered(path: &Path) {
+    let shape = "{'descr': '<f4', 'fortran_order': False, 'shape': (2000, 2, 8), }";
+    let header = format!("{shape:<117}\n");
+    let mut bytes = [b"\x93NUMPY\x01\0", &(header.len() as u16).to_le_bytes()[..], header.as_bytes()].concat();
+    let value = |i: u32| ((i * i % 4099) as f32 * 0.37).sin() * if i % 16 < 8 { 1.0 } else { 50.0 };
+    bytes.extend((0..2000 * 16).flat_map(|i| value(i).to_le_bytes()));
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_crosscoder_is_trained_from_layered_rows() {
+    let place = Place::new();
+    layered(&place.at("layered.npy"));
+    let common = [("[\"activations/\"]", "[\"layered.npy\"]\nlayered = true"), ("[run]", "[run]\ntokens = 1280")];
+    let small = ("n_latents = 96", "n_latents = 96\nlayer = 1");
+    let large = ("n_latents = 256", "n_latents = 256\nlayers = 2\nrecipe = \"batch_top_k\"");
+    let changed = |name: &str, more: &[(&str, &str)]| place.config(name, &[&common, more].concat());
+    let config = changed("config.toml", &[small, large]);
+    sae(&["train", &config]).ended(0);
+    let path = place.at("run/large/sae.safetensors");
+    let info = sae(&["info", path.to_str().unwrap(), "--json"]).ended(0).json();
+    assert_eq!((&info["spec"]["layers_in"], &info["spec"]["d_in"]), (&2.into(), &16.into()), "{info}");
+    assert_eq!(info["spec"]["architecture"]["name"], "jump_relu", "{info}");
+
+    // What is missing is asked for, and what cannot be written is said, before anything is done.
+    let refused = |config: &str, words: &[&str]| {
+        for last in ["--check", "--resume"] {
+            let said = sae(&["train", config, last]).ended(2);
+            for word in words {
+                assert!(said.err.contains(word), "{word}: {}", said.err);
+            }
+        }
+    };
+    refused(&changed("unsaid.toml", &[large, ("\"run\"", "\"other\"")]), &["small: rows have 2 layers", "layers = 2"]);
+    for (format, reason) in [("saelens", "crosscoder"), ("dictionary_learning", "several layers")] {
+        let export = format!("[export]\nformat = \"{format}\"\n[data]");
+        let config = changed("other.toml", &[small, large, ("[data]", &export), ("\"run\"", "\"other\"")]);
+        refused(&config, &["[export] large cannot be written so", reason]);
+    }
+    assert!(!place.at("other").exists(), "nothing was to be done");
 }
 
 fn spawn(config: &str, threads: usize) -> Child {

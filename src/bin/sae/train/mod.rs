@@ -16,7 +16,7 @@ use sae::formats::{self, SaveOptions};
 use sae::tensor::DType;
 use sae::training::TrainOptions;
 use sae::training::data::{Rows, ShardOptions, Shards, Source};
-use sae::training::run::{Measured, Member, Plan, TrainingRun};
+use sae::training::run::{Measured, Member, Plan, Rollback, TrainingRun};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::output::{Failure, Outcome, Result, grouped, print};
@@ -59,6 +59,7 @@ impl Train {
             held_out,
             pool: Pool::new(self.threads.unwrap_or(config.threads))?,
         };
+        check_export(&plan, &config.export)?;
         if self.check {
             print(&summary(&plan, config.held_out.data.is_some())?)?;
             return Ok(Outcome::Done);
@@ -124,9 +125,15 @@ fn ended(error: sae::Error) -> Result {
 fn work(run: &mut TrainingRun) -> sae::Result<Option<u8>> {
     let asked = signals()?;
     let progress = Progress::new(run);
+    let mut told = run.rollbacks().len();
     while let Some(records) = run.advance()? {
         let records = records.to_vec();
         progress.show(run, &records);
+        for Rollback { from, to, rate, reason, .. } in &run.rollbacks()[told..] {
+            progress
+                .say(&format!("sae: {reason}; back from step {from} to {to}, and on at {rate} of its learning rate"));
+        }
+        told = run.rollbacks().len();
         match asked.load(Ordering::Relaxed) {
             0 => {}
             signal => return Ok(Some(signal as u8)),
@@ -186,16 +193,34 @@ fn signals() -> sae::Result<Arc<AtomicUsize>> {
     Ok(asked)
 }
 
-/// Writes the SAEs, and gives where.
-fn export(run: &TrainingRun, options: &ExportOptions) -> Result<Vec<PathBuf>> {
+/// How SAEs are written, and under which name: the native format is a file, the others are folders or files as they like.
+fn saving(options: &ExportOptions) -> (SaveOptions, &'static str) {
     let dtype = options.dtype.map(|dtype| match dtype {
         Type::F32 => DType::F32,
         Type::F16 => DType::F16,
         Type::Bf16 => DType::BF16,
     });
-    // The native format is a file, the others are folders or files as they like.
     let name = if options.format.as_deref().is_none_or(|f| f == "native") { "sae.safetensors" } else { "sae" };
-    let save = SaveOptions { format: options.format.clone(), dtype };
+    (SaveOptions { format: options.format.clone(), dtype }, name)
+}
+
+/// Refuses a format that cannot say what is trained, before anything is: a small SAE of each kind is written.
+fn check_export(plan: &Plan, options: &ExportOptions) -> Result<()> {
+    let (save, _) = saving(options);
+    let folder = tempfile::tempdir().map_err(|e| Failure::Message(format!("[export] no temporary folder: {e}")))?;
+    for Member { name: member, options, .. } in plan.resolve()?.1 {
+        let path = folder.path().join(&member);
+        formats::save(&options.specimen()?, &path, &save).map_err(|error| {
+            let message = error.message().replace(&format!("{}: ", path.display()), "");
+            Failure::Message(format!("[export] {member} cannot be written so: {message}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes the SAEs, and gives where.
+fn export(run: &TrainingRun, options: &ExportOptions) -> Result<Vec<PathBuf>> {
+    let (save, name) = saving(options);
     // One that cannot be written does not keep the others from it.
     let saved: Vec<Result<PathBuf>> = run
         .export()?

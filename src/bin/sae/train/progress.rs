@@ -39,6 +39,11 @@ impl Progress {
         Self { all, bar, lines }
     }
 
+    /// Says something above what is drawn.
+    pub(super) fn say(&self, text: &str) {
+        self.all.suspend(|| eprintln!("{text}"));
+    }
+
     /// Shows a step.
     pub(super) fn show(&self, run: &TrainingRun, records: &[StepRecord]) {
         if self.all.is_hidden() {
