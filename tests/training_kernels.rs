@@ -4,7 +4,7 @@
 
 use sae::backend::cpu::{Kernels, training::CpuTraining};
 use sae::backend::training::{
-    BatchSums, LossParameters, Parameter, Role, StepParameters, Training, TrainingRows, TrainingShape,
+    BatchSums, Level, LossParameters, Parameter, Role, Rule, StepParameters, Training, TrainingRows, TrainingShape,
 };
 use sae::backend::{Input, Pool};
 use sae::sae::Normalization;
@@ -39,8 +39,20 @@ fn rows(count: usize, d: usize, mut number: impl FnMut() -> f32) -> Vec<f32> {
 /// What a few steps leave: the sums of each batch, gradients' norms, and the bits of all numbers kept.
 type Outcome = (Vec<BatchSums>, Vec<u64>, Vec<Vec<u32>>);
 
-fn run([count, d, n, k, k_aux]: [usize; 5], normalization: Normalization, kernels: Kernels, threads: usize) -> Outcome {
-    let shape = TrainingShape { k_aux, max_tokens: count, ema: true, normalization, ..TrainingShape::top_k(k, d, n) };
+fn run(
+    [count, d, n, k, k_aux]: [usize; 5],
+    (rule, normalization): (&Rule, Normalization),
+    kernels: Kernels,
+    threads: usize,
+) -> Outcome {
+    let shape = TrainingShape {
+        rule: rule.clone(),
+        k_aux,
+        max_tokens: count,
+        ema: true,
+        normalization,
+        ..TrainingShape::top_k(k, d, n)
+    };
     let mut backend = CpuTraining::new(shape, Pool::new(threads).unwrap(), kernels).unwrap();
     let mut number = numbers((count * 31 + d * 7 + n) as u64);
     for parameter in Parameter::COMMON {
@@ -105,12 +117,38 @@ fn a_step_has_the_same_bits_on_every_set() {
     ];
     for shape in shapes {
         for normalization in [Normalization::None, Normalization::LayerNorm] {
+            let normalization = (&Rule::TopK, normalization);
             let scalar = run(shape, normalization, Kernels::named("scalar").unwrap(), 1);
             let norms = scalar.1.iter().map(|&norm| f64::from_bits(norm));
             assert!(norms.clone().all(|norm| norm > 0.0 && norm.is_finite()), "{shape:?}: {norms:?}, {:?}", scalar.0);
             for kernels in Kernels::all_supported() {
                 for threads in [1, 3] {
                     let found = run(shape, normalization, kernels, threads);
+                    assert!(found == scalar, "{shape:?}, {normalization:?}, {} × {threads}", kernels.name);
+                }
+            }
+        }
+    }
+}
+
+/// Where latents of all rows compete and bounds come first: of guesses that hold and of those that do not, of rows that keep
+/// far more than others, of ties, and of so few positive scores that not all places are taken.
+#[test]
+fn a_batch_s_largest_are_the_same_bits_with_bounds_and_without() {
+    for (shape, levels) in [
+        ([150, 37, 1100, 8, 40], vec![1100]),
+        ([90, 20, 1500, 3, 0], vec![100, 1500]),
+        ([1, 64, 1024, 40, 0], vec![1024]),
+        ([400, 16, 1030, 64, 0], vec![1030]),
+    ] {
+        let rule = Rule::BatchTopK { levels: levels.into_iter().map(|prefix| Level { prefix, weight: 1.0 }).collect() };
+        for normalization in [Normalization::None, Normalization::LayerNorm] {
+            let scalar = run(shape, (&rule, normalization), Kernels::named("scalar").unwrap(), 1);
+            let active: Vec<u64> = scalar.0.iter().map(|sums| sums.active).collect();
+            assert!(active.iter().all(|&active| active > 0), "{shape:?}: {active:?}");
+            for kernels in Kernels::all_supported() {
+                for threads in [1, 3] {
+                    let found = run(shape, (&rule, normalization), kernels, threads);
                     assert!(found == scalar, "{shape:?}, {normalization:?}, {} × {threads}", kernels.name);
                 }
             }

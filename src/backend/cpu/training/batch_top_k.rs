@@ -1,5 +1,6 @@
 //! The `k · T` largest scores of a batch.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::codes::Codes;
@@ -13,6 +14,10 @@ use crate::tensor::Array;
 
 /// What the smallest kept score of a batch is multiplied by to guess which scores of the next cannot matter.
 const GUESS: f32 = 0.9;
+
+/// Of each row so many times as many scores are looked at as rows keep on average: lists of all would leave room for few rows
+/// in a tile. Should a row keep that many, all are looked at.
+const SHARE: usize = 8;
 
 /// A score of the batch.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -52,34 +57,60 @@ impl Selector {
         // What is surely too small is not even gathered. Should the guess prove too high, nothing is taken for granted.
         let guess = self.floors[0];
         let Self { candidates, floors } = self;
+        let (n, rows) = (floors.len(), inputs.len() / encoder.d());
+        let some = (SHARE * kept / rows).min(n);
         let guessed = Encoder { threshold: Some(floors), ..encoder };
-        let mut found = if guess > 0.0 { gather(workers, &guessed, inputs, kept, candidates) } else { 0 };
-        if found < kept {
-            found = gather(workers, &Encoder { int8: None, ..encoder }, inputs, kept, candidates);
-        }
+        let whole = Encoder { int8: None, ..encoder };
+        let mut gather = |encoder, limit| gather(workers, encoder, inputs, (kept, limit), candidates);
+        let of_guess =
+            (guess > 0.0).then(|| gather(&guessed, some)).filter(|found| found.len == kept && found.is_sure());
+        let mut anew = || [some, n].into_iter().map(|limit| gather(&whole, limit)).find(Gathered::is_sure);
+        let Gathered { len: found, smallest, .. } = of_guess.or_else(&mut anew).unwrap_or_default();
         let winners = &mut candidates[..found];
-        let smallest = winners.iter().map(|candidate| candidate.score).min_by(f32::total_cmp);
         winners.sort_unstable_by_key(|candidate| candidate.place);
         floors.fill(smallest.filter(|_| found == kept).map_or(0.0, |smallest| GUESS * smallest));
-        list(winners, inputs.len() / encoder.d(), codes);
+        list(winners, rows, codes);
         smallest
     }
 }
 
-/// Brings the largest scores together, in no order; tells how many.
+/// What was brought together.
+#[derive(Default)]
+struct Gathered {
+    len: usize,
+    /// The smallest of them.
+    smallest: Option<f32>,
+    /// What rows had beyond their limit is not above this.
+    cut: Option<f32>,
+    full: bool,
+}
+
+impl Gathered {
+    /// Whether nothing is missing that belongs to the largest.
+    fn is_sure(&self) -> bool {
+        self.cut.is_none_or(|cut| self.full && self.smallest.is_some_and(|smallest| cut < smallest))
+    }
+}
+
+/// Brings the `kept` largest scores together, in no order, of each row those of at most `limit`.
 fn gather(
     workers: &Workers<'_>,
     encoder: &Encoder<'_>,
     inputs: &[f32],
-    kept: usize,
+    (kept, limit): (usize, usize),
     candidates: &mut [Candidate],
-) -> usize {
+) -> Gathered {
     let d = encoder.d();
-    let largest = Mutex::new(Largest { candidates, len: 0, kept, floor: 0.0 });
+    let largest = Mutex::new(Largest { candidates: &mut *candidates, len: 0, kept, floor: 0.0 });
+    // Scores are positive, and so in the order of their bits.
+    let cut = AtomicU32::new(0);
     let prepare = as_given(inputs, d);
-    let limit = encoder.limit(usize::MAX);
     let job = Job { encoder: *encoder, rows: inputs.len() / d, limit, order: Order::Index, prepare: &prepare };
     encode(workers, &job, &|encoded, _| {
+        if encoded.active > encoded.keys.len() {
+            let least = encoded.keys.iter().map(|key| key.value().to_bits()).min();
+            cut.fetch_max(least.unwrap_or(0), Ordering::Relaxed);
+        }
         let mut largest = largest.lock().unwrap_or_else(PoisonError::into_inner);
         for key in encoded.keys.iter() {
             let place = (encoded.row as u64) << 32 | key.index() as u64;
@@ -88,7 +119,10 @@ fn gather(
     });
     let mut largest = largest.into_inner().unwrap_or_else(PoisonError::into_inner);
     largest.sweep();
-    largest.len
+    let len = largest.len;
+    let smallest = candidates[..len].iter().map(|candidate| candidate.score).min_by(f32::total_cmp);
+    let cut = Some(f32::from_bits(cut.into_inner())).filter(|cut| *cut > 0.0);
+    Gathered { len, smallest, cut, full: len == kept }
 }
 
 /// The largest of a stream. They do not depend on its order.
