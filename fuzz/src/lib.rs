@@ -1,13 +1,16 @@
 //! What the targets share: files are loaded as a host would load them, and what loads is used. Nothing may panic, and
 //! nothing may be allocated that the files do not justify (`-malloc_limit_mb` watches over that).
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use sae::backend::Run;
 use sae::features::Features;
 use sae::formats::{self, LoadOptions, Selection};
 use sae::session::{Session, SessionOptions};
 use sae::tensor::{DType, Tensor, TensorMut};
+use sae::training::data::{Rows, ShardOptions, Shards, Source};
+use tempfile::TempDir;
 
 macro_rules! golden {
     ($path:literal) => {
@@ -75,4 +78,30 @@ fn run(sae: sae::sae::Sae) {
     let mut x_hat = vec![0.0; 2 * spec.d_out];
     let out = TensorMut::new(&mut x_hat, &[2, spec.d_out]).expect("a view");
     session.decode(Run::default(), features.view(), Some(x), out).expect("their reconstruction");
+}
+
+/// A file of this process that holds the bytes, for readers that map files; the next takes its place.
+pub fn scratch(name: &str, bytes: &[u8]) -> PathBuf {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let path = FOLDER.get_or_init(|| TempDir::new().expect("a folder")).path().join(name);
+    // A new file each time: what is mapped must not change.
+    std::fs::remove_file(&path).ok();
+    std::fs::write(&path, bytes).expect("a file");
+    path
+}
+
+/// Goes through the rows of files.
+pub fn rows(options: &ShardOptions) {
+    let Ok(mut shards) = Shards::open(options) else { return };
+    let Ok(mut rows) = Rows::new(shards.layout(), 3) else { return };
+    let mut given = 0;
+    while let Ok(count @ 1..) = shards.next(&mut rows) {
+        given += count as u64;
+        std::hint::black_box(rows.tensor());
+        // A wide row of a short file may be given very often; what comes first is enough.
+        if given > 1000 {
+            return;
+        }
+    }
+    assert_eq!(Some(given), shards.len());
 }
