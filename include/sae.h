@@ -1100,11 +1100,12 @@ void sae_report_free(sae_report *report);
 /// The square of how far their number is from `target_l0`, times 2 / `target_l0`.
 #define SAE_PENALTY_QUADRATIC 2
 
-/// `SAE_SCALING_ROOT_WIDTH` for recipes with a penalty, unless each token is normalised, else `SAE_SCALING_NONE`.
+/// `SAE_SCALING_ROOT_WIDTH` for recipes with a penalty, unless each token is normalised, and for crosscoders; else
+/// `SAE_SCALING_NONE`.
 #define SAE_SCALING_RECIPE 0
 /// Activations are trained on as they are.
 #define SAE_SCALING_NONE 1
-/// They are multiplied so that their mean norm is sqrt(d).
+/// They are multiplied so that their mean norm is sqrt(d), in each layer of a crosscoder.
 #define SAE_SCALING_ROOT_WIDTH 2
 /// They are multiplied so that the mean square of their norm is 1.
 #define SAE_SCALING_UNIT_SQUARE 3
@@ -1146,7 +1147,7 @@ typedef struct sae_trainer sae_trainer;
 typedef struct sae_train_options {
   /// `sizeof(sae_train_options)`; `SAE_TRAIN_OPTIONS_INIT` sets it.
   size_t struct_size;
-  /// Width of the activations.
+  /// Width of the activations; of a crosscoder's, that of each layer.
   int64_t d;
   /// Number of latents.
   int64_t n_latents;
@@ -1206,7 +1207,8 @@ typedef struct sae_train_options {
   /// Optimizer steps after each of which dead latents start anew from badly explained tokens (Bricken et al. 2023); 0: never.
   /// Instead of the auxiliary loss: recipes that have it need `SAE_TRAIN_NO_AUX`.
   uint64_t resample_every;
-  /// The penalty's coefficient, against squared errors summed over the width, as in the papers; 0: 5 for ReLU, else 1.
+  /// The penalty's coefficient, against squared errors summed over the width, as in the papers; 0: 1 for JumpReLU, and for ReLU
+  /// and Gated 0.03 sqrt(`d`), or 0.03 by `SAE_SCALING_UNIT_SQUARE`.
   float sparsity_coefficient;
   /// For `SAE_PENALTY_QUADRATIC`: the number of active latents that it pulls to.
   float target_l0;
@@ -1222,15 +1224,18 @@ typedef struct sae_train_options {
   int32_t scaling;
   /// What stays as the run's start has it: `SAE_FREEZE_…`.
   uint32_t frozen;
+  /// Layers of the model that are read and written at once, by a crosscoder; 0: 1. With more, what is said to be `[T, d]` is
+  /// `[T, layers, d]`.
+  int64_t layers;
 } sae_train_options;
 
 /// What one call trains on.
 typedef struct sae_train_batch {
   /// `sizeof(sae_train_batch)`; `SAE_TRAIN_BATCH_INIT` sets it.
   size_t struct_size;
-  /// `[T, d]`, f32, f16 or bf16; T from 0 to `max_batch_tokens`.
+  /// `[T, d]` (of a crosscoder `[T, layers, d]`), f32, f16 or bf16; T from 0 to `max_batch_tokens`.
   const sae_tensor *x;
-  /// `[T, d]`: x + addend is trained on, formed in f32; NULL: x.
+  /// As x: x + addend is trained on, formed in f32; NULL: x.
   const sae_tensor *addend;
   /// `[T, d_out]`, f32, f16 or bf16: what a transcoder reconstructs; NULL for an autoencoder.
   const sae_tensor *target;
@@ -1355,6 +1360,12 @@ sae_status sae_train_step(sae_trainer *trainer,
                           sae_train_stats *stats,
                           sae_error **error);
 
+/// From the next step on, learning rates are the schedule's times `rate`, until it is set again; checkpoints keep it. A run that
+/// diverged (`SAE_ERROR_NOT_FINITE`, or a loss that rises) may be resumed from its last checkpoint and go on with less.
+sae_status sae_trainer_set_rate(sae_trainer *trainer,
+                                double rate,
+                                sae_error **error);
+
 /// Tells what a run is, and how far it has come.
 sae_status sae_trainer_progress(sae_trainer *trainer,
                                 sae_train_progress *out,
@@ -1373,7 +1384,8 @@ sae_status sae_trainer_resume(const char *dir,
                               sae_trainer **out,
                               sae_error **error);
 
-/// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1.
+/// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1; of a crosscoder,
+/// the norms of their layers add up to 1 on the scale of training.
 sae_status sae_trainer_export(sae_trainer *trainer,
                               int32_t what,
                               sae_model **out,
