@@ -9,20 +9,21 @@
 //! | how activations are handed in, and results out | [`tensor`], [`features`] |
 //! | what an SAE is: architecture, flags, weights, input convention | [`sae`] |
 //! | which files load and how they are saved | [`formats`] |
-//! | how a file appears whole or not at all | `atomic` |
+//! | how a file appears whole or not at all, and what our own files begin with | `atomic`, `container` |
 //! | the hot calls: encode, decode, steer | [`session`], [`steering`] |
 //! | how a score is computed, bit for bit, and what runs it | [`backend`] |
 //! | how an SAE is trained | [`training`] |
 //! | how well it fits activations, and what is wrong if it does not | [`evaluation`] |
 //!
 //! Imports run one way: capi → training → evaluation → session → backend, formats → sae, features, tensor → error; formats and
-//! training → atomic → error.
+//! training → atomic, container → error.
 
 mod atomic;
 #[allow(unsafe_code)]
 pub mod backend;
 #[allow(unsafe_code)]
 pub mod capi;
+mod container;
 pub mod error;
 pub mod evaluation;
 pub mod features;

@@ -13,11 +13,11 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde::{Deserialize, Serialize};
 
-use super::container::Container;
 use super::stats::Scales;
 use super::{Progress, TrainOptions};
 use crate::atomic;
 use crate::backend::training::{Parameter, Role, Training};
+use crate::container::Container;
 use crate::error::{Error, Result, fail};
 use crate::tensor::{Array, Storage};
 

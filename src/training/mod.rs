@@ -28,7 +28,6 @@
 //! The same options, data and order give the same bits on any number of threads.
 
 mod checkpoint;
-mod container;
 pub mod data;
 mod export;
 mod init;

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::held::{Counts, Held};
 use super::options::{BufferMemory, BufferOptions, Choice, MAX_CAPACITY, MEMORY, Plan, Room};
+use crate::container::Container;
 use crate::error::{Error, Result, fail};
 use crate::tensor::{DType, Storage};
-use crate::training::container::Container;
 use crate::training::data::Layout;
 
 /// Of the layout described above.

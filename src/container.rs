@@ -1,4 +1,4 @@
-//! What the run's own files share: safetensors whose metadata hold one entry, a JSON object with a version.
+//! What the library's own files beside models share: safetensors whose metadata hold one entry, a JSON object with a version.
 
 use std::fmt::Display;
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result, Status, fail};
 const ALIGN: usize = 8;
 
 /// A kind of file.
-pub(super) struct Container {
+pub(crate) struct Container {
     /// What messages call it.
     pub name: &'static str,
     /// The entry of the metadata.
@@ -25,7 +25,7 @@ pub(super) struct Container {
 impl Container {
     /// All that stands before the tensors' numbers: the header's length, and the JSON header, filled with spaces so that the
     /// numbers after it are aligned.
-    pub(super) fn header(&self, facts: &impl Serialize, tensors: Vec<(String, TensorInfo)>) -> Result<Vec<u8>> {
+    pub(crate) fn header(&self, facts: &impl Serialize, tensors: Vec<(String, TensorInfo)>) -> Result<Vec<u8>> {
         let internal = |e: &dyn Display| Error::new(Status::Internal, format!("the header cannot be made: {e}"));
         let facts = serde_json::to_string(facts).map_err(|e| internal(&e))?;
         let metadata = Metadata::new(Some([(self.key.to_owned(), facts)].into()), tensors).map_err(|e| internal(&e))?;
@@ -35,7 +35,7 @@ impl Container {
     }
 
     /// The entry of a file, if it is of the version that is known.
-    pub(super) fn facts<F: DeserializeOwned>(&self, bytes: &[u8]) -> Result<F> {
+    pub(crate) fn facts<F: DeserializeOwned>(&self, bytes: &[u8]) -> Result<F> {
         #[derive(Deserialize)]
         struct VersionAlone {
             version: u32,
@@ -52,7 +52,7 @@ impl Container {
     }
 
     /// What is wrong with a file.
-    pub(super) fn broken(&self, error: impl Display) -> Error {
+    pub(crate) fn broken(&self, error: impl Display) -> Error {
         Error::new(Status::Format, format!("not a sound {}: {error}", self.name))
     }
 }
