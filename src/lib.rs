@@ -14,10 +14,12 @@
 //! | how a score is computed, bit for bit, and what runs it | [`backend`] |
 //! | how an SAE is trained | [`training`] |
 //! | how well it fits activations, and what is wrong if it does not | [`evaluation`] |
+//! | what was seen of each feature | [`atlas`] |
 //!
-//! Imports run one way: capi → training → evaluation → session → backend, formats → sae, features, tensor → error; formats and
-//! training → atomic, container → error.
+//! Imports run one way: capi → training → evaluation → session → backend, formats → sae, features, tensor → error; capi → atlas →
+//! features; formats, training and atlas → atomic, container → error.
 
+pub mod atlas;
 mod atomic;
 #[allow(unsafe_code)]
 pub mod backend;
