@@ -12,6 +12,7 @@ mod boundary;
 mod handle;
 mod sized;
 
+mod atlas;
 mod buffer;
 mod convention;
 mod doctor;
@@ -29,6 +30,7 @@ mod steering;
 mod tensor;
 mod trainer;
 
+pub use atlas::*;
 pub use buffer::*;
 pub use convention::*;
 pub use doctor::*;

@@ -19,7 +19,7 @@ pub(crate) struct Array {
 }
 
 impl Array {
-    fn new(memory: Vec<u32>, dtype: sae_dtype, dims: &[i64]) -> Box<Self> {
+    pub(crate) fn new(memory: Vec<u32>, dtype: sae_dtype, dims: &[i64]) -> Box<Self> {
         let mut shape = [1; 3];
         shape[..dims.len()].copy_from_slice(dims);
         let tensor = sae_tensor {
@@ -163,6 +163,7 @@ macro_rules! owner {
 owner!(Model, sae_model, sae_model_free);
 owner!(Session, sae_session, sae_session_free);
 owner!(Trainer, sae_trainer, sae_trainer_free);
+owner!(Atlas, sae_atlas, sae_atlas_free);
 owner!(Buffer, sae_buffer, sae_buffer_free);
 owner!(Pool, sae_pool, sae_pool_free);
 owner!(Report, sae_report, sae_report_free);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, unsafe_code, clippy::undocumented_unsafe_blocks)]
 
+mod atlas;
 mod bad_buffer;
 mod bad_files;
 mod bad_input;
