@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sae::Status;
 use sae::tensor::DType;
-use sae::training::data::{Layout, Position, Rows, ShardOptions, Shards, Shuffle, Source};
+use sae::training::data::{Layout, Position, Rows, ShardOptions, Shards, Shuffle, Source, Told};
 use safetensors::tensor::Dtype;
 
 use crate::support::{Named, bytes_of, npy, numbered, safetensors, shard};
@@ -122,6 +122,31 @@ fn what_lies_beside_must_fit() {
     npy(&at("d.npy"), "<f4", "(4, 2)", &[0; 32]);
     let beside = ShardOptions { documents: Some("doc".into()), ..base("d.npy") };
     refused(&beside, Status::Io, &["d.npy: d.doc.npy"]);
+}
+
+#[test]
+fn tokens_are_told_of_stored_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let whole = |numbers: &[i32]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+    let x = || Named("x", Dtype::F32, &[2, 3, 2], vec![0; 48]);
+    safetensors(&at("a.safetensors"), &[x(), Named("tokens", Dtype::I32, &[2, 3], whole(&[5, 6, 7, 8, 9, 10]))]);
+    let options =
+        |name: &str| ShardOptions { paths: vec![at(name)], tokens: Some("tokens".into()), ..ShardOptions::default() };
+    let source = Shards::open(&options("a.safetensors")).unwrap();
+    assert_eq!(source.told(4), Some(Told { document: 1, position: Some(1), token: Some(9) }));
+    assert_eq!(source.told(6), None);
+    safetensors(&at("b.safetensors"), &[x(), Named("tokens", Dtype::I32, &[2], whole(&[5, 6]))]);
+    refused(&options("b.safetensors"), Status::InvalidArgument, &["tokens of x [2, 3, 2]", "for each token"]);
+
+    npy(&at("c.npy"), "<f4", "(3, 2)", &[0; 24]);
+    npy(&at("c.tokens.npy"), "<i4", "(3,)", &whole(&[1, 2, 3]));
+    let folder = ShardOptions { paths: vec![dir.path().join("c*.npy")], ..options("c.npy") };
+    for options in [options("c.npy"), folder] {
+        let source = Shards::open(&options).unwrap();
+        assert_eq!(source.told(2), Some(Told { document: 0, position: None, token: Some(3) }));
+        assert_eq!(source.told(3), None, "what lies beside is no shard");
+    }
 }
 
 #[test]

@@ -116,7 +116,7 @@ pub(super) fn beside(path: &Path, name: &str) -> PathBuf {
 /// Whether a file is one of those that lie beside an array.
 fn is_beside(path: &Path, options: &ShardOptions) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    [&options.documents, &options.positions]
+    [&options.documents, &options.positions, &options.tokens]
         .into_iter()
         .flatten()
         .any(|beside| name.ends_with(&format!(".{beside}.npy")))

@@ -32,7 +32,7 @@ mod shards;
 
 pub use buffer::{Buffer, BufferMemory, BufferOptions, BufferStats, Choice, Push, Room, Taken, Wait};
 pub use rows::{Layout, Rows};
-pub use shards::{ShardOptions, Shards, Shuffle};
+pub use shards::{ShardOptions, Shards, Shuffle, Told};
 
 use std::fmt;
 

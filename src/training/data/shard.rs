@@ -22,6 +22,7 @@ pub(super) struct Shard {
     context: Option<u64>,
     documents: Option<Numbers>,
     positions: Option<Numbers>,
+    tokens: Option<Numbers>,
     first_document: i64,
 }
 
@@ -57,17 +58,21 @@ impl Shard {
             context,
             documents: None,
             positions: None,
+            tokens: None,
             first_document,
             shape,
         };
         shard.documents = shard.numbers(arrays, options.documents.as_deref())?;
         shard.positions = shard.numbers(arrays, options.positions.as_deref())?;
-        if shard.positions.as_ref().is_some_and(|positions| positions.each != 1) {
-            return fail!(
-                InvalidArgument,
-                "{}: has a number for each context, not for each token",
-                shard.what("positions")
-            );
+        shard.tokens = shard.numbers(arrays, options.tokens.as_deref())?;
+        for (what, numbers) in [("positions", &shard.positions), ("tokens", &shard.tokens)] {
+            if numbers.as_ref().is_some_and(|numbers| numbers.each != 1) {
+                return fail!(
+                    InvalidArgument,
+                    "{}: has a number for each context, not for each token",
+                    shard.what(what)
+                );
+            }
         }
         Ok(shard)
     }
@@ -151,6 +156,11 @@ impl Shard {
         }
     }
 
+    /// The token of a row, if it is known.
+    pub(super) fn token(&self, row: u64) -> Option<i64> {
+        self.tokens.as_ref().map(|tokens| tokens.get(row))
+    }
+
     /// Whether positions are known.
     pub(super) fn tells_positions(&self) -> bool {
         self.positions.is_some() || self.context.is_some()
@@ -193,7 +203,7 @@ fn choose(arrays: &Arrays, options: &ShardOptions) -> Result<String> {
         };
     }
     let fits = |name: &str| {
-        let beside = [&options.documents, &options.positions].into_iter().flatten().any(|n| n == name);
+        let beside = [&options.documents, &options.positions, &options.tokens].into_iter().flatten().any(|n| n == name);
         let map = arrays.map(name);
         !beside && map.is_ok_and(|m| matches!(m.kind, Kind::Float(_)) && m.shape.len() > 1)
     };

@@ -27,6 +27,9 @@ pub struct ShardOptions {
     /// The tensor beside it, i32 or i64, that tells each token's position in its document, found like `documents`.
     /// `None`: in tensors `[B, C, d]` the position is the index in C.
     pub positions: Option<String>,
+    /// The tensor beside it, i32 or i64, of the tokens themselves, found like `documents`. Rows do not come with it:
+    /// [`Shards::told`] tells it.
+    pub tokens: Option<String>,
     /// Positions that are kept: `1..u64::MAX` leaves out the first token, an attention sink. Default: all.
     pub keep_positions: Range<u64>,
     /// Tensors are `[T, layers, d]` (or `[B, C, layers, d]`) and not `[T, d]` (or `[B, C, d]`).
@@ -44,6 +47,7 @@ impl Default for ShardOptions {
             tensor: None,
             documents: None,
             positions: None,
+            tokens: None,
             keep_positions: EVERY,
             layered: false,
             shuffle: None,
@@ -65,6 +69,17 @@ pub struct Shuffle {
     pub block_rows: usize,
     /// Blocks whose rows are mixed. 0: 1024.
     pub window_blocks: usize,
+}
+
+/// What is told of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Its document; 0 where none is known.
+    pub document: i64,
+    /// Its position in the document, if that is known.
+    pub position: Option<u64>,
+    /// The token, if that is known.
+    pub token: Option<i64>,
 }
 
 /// A source of activations in files, memory-mapped: safetensors, npy, npz (as `numpy.savez` writes it), torch, and Arrow's (as
@@ -142,6 +157,14 @@ impl Shards {
     /// Rows of all files, those left out included.
     fn rows(&self) -> u64 {
         self.starts[self.shards.len()]
+    }
+
+    /// What is told of a stored row, counted over all files, those left out included.
+    pub fn told(&self, row: u64) -> Option<Told> {
+        (row < self.rows()).then(|| {
+            let (shard, row) = self.find(row);
+            Told { document: shard.document(row), position: shard.position(row), token: shard.token(row) }
+        })
     }
 
     /// The shard in which a row lies, and where.

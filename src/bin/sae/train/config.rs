@@ -174,6 +174,7 @@ impl Data {
             tensor: self.tensor,
             documents: self.documents,
             positions: self.positions,
+            tokens: None,
             keep_positions: self.first_position..end,
             layered: self.layered,
             shuffle: self.shuffle.then_some(Shuffle { seed, block_rows, window_blocks }),
