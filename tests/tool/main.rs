@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod atlas;
 mod convert;
 mod doctor;
 mod hub;

@@ -1,6 +1,7 @@
 //! The program `sae`: published SAEs looked at, converted, compared and fetched, and new ones trained, from a shell.
 
 mod activations;
+mod atlas;
 mod convert;
 mod doctor;
 mod hub;
@@ -39,6 +40,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Pull(pull::Pull),
     Train(train::Train),
+    Atlas(Box<atlas::Atlas>),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.run(),
         Command::Pull(pull) => pull.run(),
         Command::Train(train) => train.run(),
+        Command::Atlas(atlas) => atlas.run(),
     };
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
