@@ -1,0 +1,7 @@
+//go:build !sae_collect
+
+package sae
+
+const collects = false
+
+func collect() {}

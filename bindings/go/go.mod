@@ -1,0 +1,3 @@
+module libsae.org/sae
+
+go 1.24
