@@ -34,6 +34,9 @@ test:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) test --features tool
 	tests/install/run.sh
+	$(MAKE) lib
+	$(MAKE) -C bindings/go test
+	$(MAKE) -C bindings/julia test
 	$(MAKE) inlined kernels-check ports goldens round_trips
 	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C bindings/python test
