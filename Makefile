@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 BUILD := build
 LIB := $(CARGO_TARGET_DIR)/release
 
-.PHONY: all lib install uninstall dist tool demo test inlined ports kernels kernels-check python goldens round_trips fuzz bench gpu-bundle header clean
+.PHONY: all lib install uninstall dist tool demo test inlined ports kernels kernels-check python goldens round_trips fuzz book bench gpu-bundle header clean
 
 all: lib
 
@@ -34,11 +34,10 @@ test:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 	$(CARGO) test --features tool
 	tests/install/run.sh
-	$(MAKE) lib
+	$(MAKE) inlined kernels-check ports goldens round_trips book
+	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C bindings/go test
 	$(MAKE) -C bindings/julia test
-	$(MAKE) inlined kernels-check ports goldens round_trips
-	$(MAKE) fuzz FUZZ_SECONDS=20
 	$(MAKE) -C bindings/python test
 	$(MAKE) -C examples/llama_cpp test
 	$(MAKE) -C examples/onnxruntime test
@@ -95,6 +94,15 @@ round_trips: python
 FUZZ_SECONDS ?= 300
 fuzz:
 	fuzz/run.sh $(FUZZ_SECONDS)
+
+# The book: docs as pages, in build/book; a link that leads nowhere fails.
+book: $(BUILD)/mkdocs/ready
+	$(BUILD)/mkdocs/bin/mkdocs build --quiet --strict
+
+$(BUILD)/mkdocs/ready: docs/requirements.txt
+	$(PYTHON) -m venv $(BUILD)/mkdocs
+	$(BUILD)/mkdocs/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 # Our operations beside torch, sae-lens, sparsify and dictionary_learning in one process, and beside what the machine can do at
 # most. ARGS=--quick: does it work? KEEP=1: figures into benches/results and docs/performance.md.

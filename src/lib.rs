@@ -38,3 +38,8 @@ pub mod tensor;
 pub mod training;
 
 pub use error::{Error, Result, Status};
+
+/// The book's programs in Rust, run with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/start/rust.md")]
+mod book {}
