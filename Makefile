@@ -41,6 +41,7 @@ test:
 	$(MAKE) -C bindings/python test
 	$(MAKE) -C examples/llama_cpp test
 	$(MAKE) -C examples/onnxruntime test
+	cd examples/candle && CARGO_TARGET_DIR=$(abspath $(CARGO_TARGET_DIR))/candle $(CARGO) test --quiet
 
 # No vector instruction stands in a function of its own: there, each would cost a call.
 inlined: lib
