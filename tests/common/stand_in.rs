@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use sae::backend::cuda::params::Params;
 
@@ -20,9 +20,10 @@ type Launch = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// Kernels in a shared object.
+/// Kernels in shared objects: one of them has one set of shared memory and thread indices, and so runs one launch at a time;
+/// tests that run side by side each find another.
 pub struct StandIn {
-    launch: Launch,
+    engines: Vec<Mutex<Launch>>,
     symbol: unsafe extern "C" fn(usize) -> *const c_char,
 }
 
@@ -36,26 +37,24 @@ impl StandIn {
     /// Compiles and loads kernels: the library's, or those of a source of the tests.
     pub fn build(name: &str, source: Option<&Path>) -> Self {
         let kernels = source.map(|source| format!("-DSTAND_IN_KERNELS=\"{}\"", source.display()));
-        let out = compile(name, &kernel_sources().join("stand_in/host.cpp"), kernels.as_slice());
-        let path = CString::new(out.to_str().unwrap()).unwrap();
-        // SAFETY: the object was just made; its functions are what host.cpp says they are.
-        let loaded = unsafe {
-            let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
-            assert!(!library.is_null(), "{:?}", CStr::from_ptr(libc::dlerror()));
-            let function = |name: &CStr| {
-                let found = libc::dlsym(library, name.as_ptr());
-                assert!(!found.is_null(), "{name:?}");
-                found
-            };
-            Self {
-                launch: std::mem::transmute::<*mut c_void, Launch>(function(c"stand_in_launch")),
-                symbol: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(usize) -> *const c_char>(function(
-                    c"stand_in_symbol",
-                )),
+        let made = compile(name, &kernel_sources().join("stand_in/host.cpp"), kernels.as_slice());
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let loaded: Vec<_> = (0..count).map(|i| load(&made, i)).collect();
+        std::fs::remove_file(made).unwrap();
+        let symbol = loaded[0].1;
+        Self { engines: loaded.into_iter().map(|(launch, _)| Mutex::new(launch)).collect(), symbol }
+    }
+
+    /// An engine that has nothing to do, or else the first that comes free.
+    fn engine(&self) -> MutexGuard<'_, Launch> {
+        for engine in &self.engines {
+            match engine.try_lock() {
+                Ok(engine) => return engine,
+                Err(TryLockError::Poisoned(engine)) => return engine.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
             }
-        };
-        std::fs::remove_file(out).unwrap();
-        loaded
+        }
+        self.engines[0].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The kernels' names.
@@ -81,7 +80,7 @@ impl StandIn {
         let (name, mut message) = (CString::new(symbol).unwrap(), [0u8; 256]);
         // SAFETY: the caller's promise.
         let code = unsafe {
-            (self.launch)(
+            (self.engine())(
                 name.as_ptr(),
                 grid.as_ptr(),
                 block.as_ptr(),
@@ -117,12 +116,39 @@ impl StandIn {
     }
 }
 
+/// Loads a copy of a shared object, apart from all others.
+fn load(made: &Path, number: usize) -> (Launch, unsafe extern "C" fn(usize) -> *const c_char) {
+    let copy = made.with_extension(format!("{number}.so"));
+    std::fs::copy(made, &copy).unwrap();
+    let path = CString::new(copy.to_str().unwrap()).unwrap();
+    // SAFETY: the object was just made; its functions are what host.cpp says they are.
+    let loaded = unsafe {
+        let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+        assert!(!library.is_null(), "{:?}", CStr::from_ptr(libc::dlerror()));
+        let function = |name: &CStr| {
+            let found = libc::dlsym(library, name.as_ptr());
+            assert!(!found.is_null(), "{name:?}");
+            found
+        };
+        (
+            std::mem::transmute::<*mut c_void, Launch>(function(c"stand_in_launch")),
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(usize) -> *const c_char>(function(
+                c"stand_in_symbol",
+            )),
+        )
+    };
+    std::fs::remove_file(copy).unwrap();
+    loaded
+}
+
 /// Compiles a shared object against the stand-in, for this process.
 pub fn compile(name: &str, source: &Path, arguments: &[String]) -> PathBuf {
     let folder = kernel_sources();
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.so", std::process::id()));
     let mut command = Command::new("g++");
     command.args(["-std=c++17", "-O2", "-g", "-ffp-contract=off", "-fPIC", "-shared", "-pthread"]);
+    // What is shared within one object is not shared among several.
+    command.arg("-fno-gnu-unique");
     command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-but-set-variable"]);
     command.args(arguments).arg("-I").arg(&folder).arg(source).arg("-o").arg(&out);
     let output = command.output().expect("g++ compiles the kernels for the processor; .ci/run shows what to install");

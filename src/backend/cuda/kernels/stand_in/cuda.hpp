@@ -142,18 +142,40 @@ inline void load_matrix_x4(unsigned (&out)[4], const void *row) {
   }
 }
 
+// Two to the power of a whole number.
+inline double power_of_two(int exponent) {
+  const uint64_t bits = static_cast<uint64_t>(1023 + exponent) << 52;
+  double v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// The sum where some addend is not finite.
+inline float coarse_infinity(const float *addends, int count) {
+  float sum = 0;
+  for (int i = 0; i < count; ++i) sum += addends[i];
+  return sum;
+}
+
 // An addition as coarse as any tensor core's: of all addends, what lies below the largest one's last bit is cut off; so is the result.
 inline float coarse_sum(const float *addends, int count) {
-  float largest = 0;
-  for (int i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(addends[i]));
-  if (largest == 0 || !std::isfinite(largest)) return largest;
-  const double unit = std::ldexp(1.0, std::ilogb(largest) - 23);
-  double sum = 0;
-  for (int i = 0; i < count; ++i) sum += std::trunc(addends[i] / unit);
-  sum *= unit;
-  float rounded = static_cast<float>(sum);
-  if (std::fabs(rounded) > std::fabs(sum)) rounded = std::nextafter(rounded, 0.0f);
-  return rounded;
+  unsigned largest = 0;
+  for (int i = 0; i < count; ++i) {
+    const unsigned bits = __float_as_uint(addends[i]) & 0x7fffffff;
+    if (bits > largest) largest = bits;
+  }
+  if (largest == 0) return 0;
+  if (largest >= 0x7f800000) return coarse_infinity(addends, count);
+  // Whole multiples of the last bit: a few of 24 bits each. What is denormal counts from the lowest exponent there is.
+  const int exponent = (largest >> 23 ? static_cast<int>(largest >> 23) : 1) - 150;
+  long long sum = 0;
+  for (int i = 0; i < count; ++i) sum += static_cast<long long>(addends[i] * power_of_two(-exponent));
+  unsigned long long size = static_cast<unsigned long long>(sum < 0 ? -sum : sum);
+  const int length = size == 0 ? 0 : 64 - __builtin_clzll(size);
+  if (length > 24) size = size >> (length - 24) << (length - 24);
+  const double rounded = static_cast<double>(size) * power_of_two(exponent);
+  const float result = rounded > 3.40282347e38 ? 3.40282347e38f : static_cast<float>(rounded);
+  return sum < 0 ? -result : result;
 }
 
 // mma m16n8k16, row times column, bf16 into f32. a: rows l / 4 and l / 4 + 8, columns 2 (l % 4) + {0, 1} and 8 more;

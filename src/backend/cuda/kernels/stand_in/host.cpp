@@ -53,8 +53,8 @@ stand_in_switch:
 .size stand_in_switch, .-stand_in_switch
 )");
 void switch_to(Context &from, Context &to) { stand_in_switch(&from, to); }
-void start(Context &context, unsigned char *stack, void (*entry)()) {
-  void **top = reinterpret_cast<void **>(stack + STACK);
+void start(Context &context, unsigned char *stack, size_t size, void (*entry)()) {
+  void **top = reinterpret_cast<void **>(stack + size);
   *--top = nullptr; // keeps the stack as it is after a call
   *--top = reinterpret_cast<void *>(entry);
   for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
@@ -63,9 +63,9 @@ void start(Context &context, unsigned char *stack, void (*entry)()) {
 #else
 using Context = ucontext_t;
 void switch_to(Context &from, Context &to) { swapcontext(&from, &to); }
-void start(Context &context, unsigned char *stack, void (*entry)()) {
+void start(Context &context, unsigned char *stack, size_t size, void (*entry)()) {
   getcontext(&context);
-  context.uc_stack = {stack, 0, STACK};
+  context.uc_stack = {stack, 0, size};
   context.uc_link = nullptr;
   makecontext(&context, entry, 0);
 }
@@ -150,7 +150,8 @@ struct Engine {
       thread.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
       thread.wait = Wait::NO;
       thread.copies.assign(1, {});
-      start(thread.context, stacks + t * STACK, entry);
+      // Stacks that end alike would all want the same lines of the cache.
+      start(thread.context, stacks + t * STACK, STACK - t % 64 * 320, entry);
       ready.push_back(t);
     }
     for (unsigned w = 0; w < count / 32; ++w) warps[w].generation = warps[w].arrived = 0;
