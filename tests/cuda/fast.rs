@@ -159,6 +159,44 @@ fn where_nothing_is_rounded_the_scores_are_the_canonical_ones() {
     }
 }
 
+/// Scores that are too close for bf16, of more latents than may wait: such a token's features are its exact ones. Another's, whose
+/// scores differ, are found by products as ever.
+#[test]
+fn tokens_whose_lists_overflow_are_scored_exactly() {
+    let (d, n, k) = (16, 6000, 5);
+    let mut numbers = crate::common::cases::numbers(3);
+    let mut w: Vec<f32> = (0..n * d).map(|_| numbers.unit()).collect();
+    for (i, row) in w.chunks_mut(d).enumerate() {
+        row[0] = 1.0 + (i * 7919 % n) as f32 / (1 << 20) as f32;
+    }
+    let matrix = Matrix::from_f32(&w, n, d).unwrap();
+    let weights = Weights::new(matrix.clone(), vec![0.0; n], matrix, vec![0.0; d]);
+    let sae = Arc::new(Sae::new(Spec::new(Architecture::TopK { k }, d, n), weights).unwrap());
+    let model = CudaModel::on(sae, StandInDriver::new(9)).unwrap();
+    // With so many tokens, few latents may wait of each.
+    let rows = 130;
+    let options = SessionOptions { max_tokens: rows, max_width: k, screen: Screen::Always, ..Default::default() };
+    let mut session = Session::new(model, options).unwrap();
+    let overflows = |row: usize| row % 13 == 0;
+    let mut x: Vec<f32> = (0..rows * d).map(|_| numbers.unit()).collect();
+    for (_, x) in x.chunks_mut(d).enumerate().filter(|(row, _)| overflows(*row)) {
+        x.fill(0.0);
+        x[0] = 1.5;
+    }
+    let [fast, exact] = [true, false].map(|fast| encode(&mut session, run(fast), &x, k));
+    let products = dense(&mut session, run(true), &x, Wanted::PreActivations);
+    for row in 0..rows {
+        let found: Vec<_> = fast.row(row).collect();
+        let products = &products[row * n..][..n];
+        let by_product = selected(session.sae().spec(), products, k).0;
+        let told_apart: std::collections::HashSet<u32> = products.iter().map(|v| v.to_bits()).collect();
+        assert_eq!(told_apart.len() < 10, overflows(row));
+        assert_eq!(found == exact.row(row).collect::<Vec<_>>(), overflows(row), "row {row}: {found:?}");
+        assert_eq!(found == by_product, !overflows(row), "row {row}: {found:?}");
+        assert_eq!(fast.counts[row], k as i32);
+    }
+}
+
 #[test]
 fn fast_calls_take_no_exact_scores_but_for_lists_that_overflow() {
     let recorder = Recorder::new();
