@@ -1,7 +1,9 @@
 #include "engine.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -102,8 +104,13 @@ std::string widened(const std::string &model, const std::string &copy, int32_t t
 }
 
 Engine::Engine(const Model &model, const EngineOptions &o)
-    : tensor_name_(o.site + "-" + std::to_string(o.layer)), d_(model.d()), on_device_(o.on_device), rows_(o.kv_unified, 1) {
-    model.check_hook(o.layer);
+    : d_(model.d()), on_device_(o.on_device), rows_(o.kv_unified, 1) {
+    std::vector<int32_t> layers = o.more_layers;
+    layers.insert(layers.begin(), o.layer);
+    for (const int32_t layer : layers) {
+        model.check_hook(layer);
+        places_.push_back({o.site + "-" + std::to_string(layer), layer});
+    }
     context_.reset(make_context(model, o, eval, this));
     rows_ = RowMap(o.kv_unified, llama_n_ctx_seq(context_.get()));
 }
@@ -125,6 +132,7 @@ void Engine::decode(const std::vector<BatchRow> &batch) {
     }
     rows_.begin(batch);
     batch_ = &batch;
+    last_layer_ = std::numeric_limits<int32_t>::max();
     failure_ = nullptr;
     const int32_t status = llama_decode(context_.get(), b);
     if (failure_) std::rethrow_exception(failure_);
@@ -144,20 +152,27 @@ bool Engine::eval(ggml_tensor *t, bool ask, void *self) {
     return ask ? engine->wants(t) : engine->observe(t);
 }
 
+const Engine::Place *Engine::place_of(const ggml_tensor *t) const {
+    const auto found = std::find_if(places_.begin(), places_.end(), [&](const Place &place) { return place.tensor == t->name; });
+    return found == places_.end() ? nullptr : &*found;
+}
+
 bool Engine::wants(const ggml_tensor *t) {
     if (!hook_ || failure_) return false;
     rows_.see(t);
-    return tensor_name_ == t->name;
+    return place_of(t) != nullptr;
 }
 
 // After the block has run. Returning false makes llama.cpp skip the rest of the graph; it is no error path.
 bool Engine::observe(ggml_tensor *t) {
     try {
-        if (t->type != GGML_TYPE_F32 || t->ne[0] != d_ || !ggml_is_contiguous(t)) throw std::runtime_error(tensor_name_ + " is not a contiguous f32 tensor");
-        if (!on_device_ && !ggml_backend_buffer_is_host(t->buffer)) throw std::runtime_error(tensor_name_ + " is not in host memory, where this hook reads it");
+        const Place &place = *place_of(t);
+        if (t->type != GGML_TYPE_F32 || t->ne[0] != d_ || !ggml_is_contiguous(t)) throw std::runtime_error(place.tensor + " is not a contiguous f32 tensor");
+        if (!on_device_ && !ggml_backend_buffer_is_host(t->buffer)) throw std::runtime_error(place.tensor + " is not in host memory, where this hook reads it");
         const int64_t n = ggml_nrows(t);
-        const std::vector<int32_t> &rows = rows_.rows(n);
-        return hook_(Residual{static_cast<float *>(t->data), ggml_backend_buffer_get_type(t->buffer), n, d_, rows.data(), batch_->data()}) == Then::go_on;
+        const std::vector<int32_t> &rows = place.layer > last_layer_ ? rows_.same() : rows_.rows(n);
+        last_layer_ = place.layer;
+        return hook_(Residual{static_cast<float *>(t->data), ggml_backend_buffer_get_type(t->buffer), n, d_, place.layer, rows.data(), batch_->data()}) == Then::go_on;
     } catch (...) {
         failure_ = std::current_exception();
         return false;

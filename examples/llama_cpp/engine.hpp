@@ -1,4 +1,5 @@
-// llama.cpp with one residual stream made accessible: a model, a context, and a hook on `l_out-N`, or on another tensor of block N.
+// llama.cpp with its residual stream made accessible: a model, a context, and a hook on `l_out-N`, or on another tensor of block N, of one block or
+// several.
 #pragma once
 
 #include <cstddef>
@@ -21,11 +22,12 @@ struct BatchRow {
     bool wants_logits = false;
 };
 
-// The residual after the hooked block, for the rows of one ubatch. It is the engine's own memory: what is written here steers the model.
+// The residual after a hooked block, for the rows of one ubatch. It is the engine's own memory: what is written here steers the model.
 struct Residual {
     float *data;            // [rows, d], contiguous; in the memory of `where`
     ggml_backend_buffer_type_t where;
     int64_t rows, d;
+    int32_t layer;             // after which block
     const int32_t *batch_row;  // [rows]: which entry of the batch each row is
     const BatchRow *batch;
 
@@ -66,6 +68,7 @@ std::string widened(const std::string &model, const std::string &copy, int32_t t
 
 struct EngineOptions {
     int32_t layer = 0;           // the hook is on the residual after this block (0-based)
+    std::vector<int32_t> more_layers = {};  // and after these
     std::string site = "l_out";  // or on another of the block's tensors of that width: ffn_inp, attn_out, ffn_out
     bool hooked = true;          // false: no callback at all, the engine as it comes
     bool on_device = false;      // the hook takes residuals in a GPU's memory too (device.hpp)
@@ -94,16 +97,23 @@ class Engine {
     llama_context *get() const { return context_.get(); }
 
   private:
+    struct Place {
+        std::string tensor;
+        int32_t layer;
+    };
+
     static bool eval(ggml_tensor *t, bool ask, void *self);
+    const Place *place_of(const ggml_tensor *t) const;
     bool wants(const ggml_tensor *t);
     bool observe(ggml_tensor *t);
 
     struct Free { void operator()(llama_context *c) const { llama_free(c); } };
-    std::string tensor_name_;
+    std::vector<Place> places_;
     int32_t d_;
     bool on_device_;
     RowMap rows_;
     const std::vector<BatchRow> *batch_ = nullptr;  // during decode
+    int32_t last_layer_ = 0;                        // where the hook was last; an earlier block begins another ubatch
     Hook hook_;
     std::exception_ptr failure_;  // exceptions must not cross llama.cpp's C frames
     std::unique_ptr<llama_context, Free> context_;

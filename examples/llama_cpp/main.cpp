@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -15,6 +16,7 @@
 #include "overhead.hpp"
 #include "random_sae.hpp"
 #include "record.hpp"
+#include "serve.hpp"
 #include "splice.hpp"
 #include "steer.hpp"
 #include "train.hpp"
@@ -28,8 +30,11 @@ const char *const usage =
     "                                 [--out FOLDER/recording] [--shard ROWS] [--weights stored|f32]\n"
     "       demo splice --data FOLDER --saes FOLDER --out FILE [--tokens 8192] [--layer 14] [--threads N]\n"
     "                                 [--weights stored|f32]\n"
+    "       demo serve  --data FOLDER [--sae FOLDER/sae.safetensors] [--layer 14] [--tokens 48] [--threads N]\n"
     "       demo overhead --data FOLDER [--layer 14] [--threads N]\n"
     "overhead measures alone, with the SAE that demo trained, or a random one of 4608 latents.\n"
+    "serve reads requests from its input, one a line, and answers four at once: a prompt, or \"FEATURE:STRENGTH PROMPT\", which adds so much\n"
+    "of a feature; each answer with the features that were strongest in it.\n"
     "splice says what of the model's cross-entropy each SAE of a folder recovers, standing for the residual.\n"
     "record --shard writes files of so many rows each, and goes on where an earlier run of the same command ended. --weights f32\n"
     "widens the model's weights first, into FOLDER/model.f32.gguf: on a CPU it then reads more than twice as fast.\n"
@@ -170,13 +175,54 @@ void splice_saes(Arguments &arguments) {
     splice_all(model, saes, engine_threads(threads), {data + "/text", layer, tokens, 128, 1, threads}, out);
 }
 
+// "FEATURE:STRENGTH PROMPT", or the prompt alone.
+Request request_of(const Model &model, const std::string &line, size_t tokens) {
+    const size_t space = line.find(' '), colon = line.find(':');
+    const bool edits = colon != std::string::npos && space != std::string::npos && colon < space && line.find_first_not_of("0123456789") == colon;
+    if (!edits) return {model.tokenize(line), tokens, {}};
+    const sae_edit edit = sae::add(int32_t(std::stoul(line.substr(0, colon))), std::stof(line.substr(colon + 1, space - colon - 1)));
+    return {model.tokenize(line.substr(space + 1)), tokens, {{edit}}};
+}
+
+void serve(Arguments &arguments) {
+    const std::string data = arguments.text("data", "build/llama_cpp"), file = arguments.text("sae", data + "/sae.safetensors");
+    const size_t tokens = arguments.number("tokens", 48, 1, 400);
+    const int32_t layer = layer_of(arguments), threads = threads_of(arguments);
+    const Model model = model_of(arguments, data, threads);
+    arguments.finish();
+    const sae::Model sae = sae::Model::load(file);
+    Server::Options options;
+    options.threads = threads;
+    Server server(model, {{layer, &sae}}, engine_threads(threads), options);
+    struct Answer {
+        std::string text;
+        std::map<int32_t, float> strongest;
+    };
+    std::map<int64_t, Answer> answers;
+    for (std::string line; std::getline(std::cin, line);)
+        if (!line.empty()) answers[server.submit(request_of(model, line, tokens))].text = line + " …";
+    while (server.step([&](const Step &step) {
+        Answer &answer = answers[step.request];
+        answer.text += model.text(step.written);
+        for (const auto [feature, value] : step.features[0]) answer.strongest[feature] = std::max(answer.strongest[feature], value);
+        if (!step.last) return;
+        std::printf("[%lld] %s\n   ", static_cast<long long>(step.request), answer.text.c_str());
+        std::vector<std::pair<float, int32_t>> order;
+        for (const auto &[feature, value] : answer.strongest) order.push_back({value, feature});
+        std::sort(order.rbegin(), order.rend());
+        for (size_t i = 0; i < std::min<size_t>(order.size(), 6); i++) std::printf(" %d:%.1f", order[i].second, double(order[i].first));
+        std::printf("\n");
+    })) {
+    }
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in step with the progress on stderr
     try {
         const std::string mode = argc > 1 ? argv[1] : "";
-        const std::map<std::string, void (*)(Arguments &)> modes = {{"demo", demo}, {"record", record_residuals}, {"splice", splice_saes}, {"overhead", overhead}};
+        const std::map<std::string, void (*)(Arguments &)> modes = {{"demo", demo}, {"record", record_residuals}, {"serve", serve}, {"splice", splice_saes}, {"overhead", overhead}};
         if (!modes.count(mode)) {
             std::fputs(usage, stderr);
             return 2;

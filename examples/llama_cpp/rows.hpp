@@ -22,6 +22,8 @@ class RowMap {
     void see(const ggml_tensor *node);                             // every node of the graph, as it is scheduled
     const std::vector<int32_t> &rows(int64_t n);                   // the current ubatch's n rows; throws if they are not of this batch
 
+    const std::vector<int32_t> &same() const { return rows_; }     // the same ubatch's, once more: at a later block
+
   private:
     int64_t key(int64_t stream, int64_t pos) const { return ((unified_ ? 0 : stream) << 32) | pos; }
 

@@ -381,6 +381,7 @@ int main(int argc, char **argv) {
         others_are_left_alone(model, sae, pool);
         off_is_off(model);
         tensors_beside_the_residual_serve(model, session);
+        a_server_runs(model, pool);
         the_whole_runs(model, argv[1], pool);
         the_doctor_names_faults(model, argv[1], pool);
         std::printf(failures ? "%d failures\n" : "all well\n", failures);
