@@ -496,7 +496,6 @@ fn a_run_takes_over_and_hands_on_what_an_sae_computes() {
         ("transcoder", &[longer, rescaled]),
         ("skip_transcoder", &[longer]),
         ("crosscoder", &[longer]),
-        ("top_k_crosscoder", &[]),
     ] {
         for scaling in [Scaling::None, Scaling::RootWidth, Scaling::UnitSquare] {
             let golden = Golden::of(name);

@@ -346,10 +346,10 @@ impl TrainOptions {
                 if self.$field != unsaid.$field && self.$field != stored.$field {
                     return fail!(
                         InvalidArgument,
-                        "{} is {:?}, but the checkpoint was made with {:?}; leave it at its default to keep that",
+                        "{} is {}, but the checkpoint was made with {}; leave it at its default to keep that",
                         stringify!($field),
-                        self.$field,
-                        stored.$field
+                        written(&self.$field),
+                        written(&stored.$field)
                     );
                 }
             )*};
@@ -400,4 +400,9 @@ impl TrainOptions {
         };
         Self { max_batch_tokens, ..stored.clone() }.resolve()
     }
+}
+
+/// A value as configurations have it.
+pub(super) fn written(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }

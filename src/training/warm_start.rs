@@ -1,6 +1,7 @@
 //! The weights of an SAE as those of a run.
 
 use super::TrainOptions;
+use super::options::written;
 use super::stats::Scales;
 use crate::backend::training::{Parameter, Role, Training};
 use crate::error::{Result, fail};
@@ -37,9 +38,9 @@ pub(super) fn check(sae: &Sae, options: &TrainOptions) -> Result<()> {
     if spec.normalization != ours.normalization {
         return fail!(
             InvalidArgument,
-            "model: normalization is {:?}, the run's is {:?}",
-            spec.normalization,
-            ours.normalization
+            "model: normalization is {}, the run's is {}",
+            written(&spec.normalization),
+            written(&ours.normalization)
         );
     }
     let recipe = options.recipe;

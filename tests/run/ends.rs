@@ -285,6 +285,8 @@ fn a_folder_is_of_one_run_and_one_process() {
     };
     assert!(refused(&|plan| plan.options.batch = 16).contains("batch is 16, but the checkpoint was made with 32"));
     assert!(refused(&|plan| plan.members.swap(0, 1)).contains("the SAEs are large, small, but"));
+    let recipe = refused(&|plan| plan.members[1].options.recipe = sae::training::Recipe::Matryoshka);
+    assert!(recipe.contains("recipe is \"matryoshka\", but the checkpoint was made with \"batch_top_k\""), "{recipe}");
     assert!(refused(&|plan| plan.members[1].options.k = 4).contains("large: "));
     assert!(
         refused(&|plan| plan.members[0].layer = Some(0))
