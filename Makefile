@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 BUILD := build
 LIB := $(CARGO_TARGET_DIR)/release
 
-.PHONY: all lib install uninstall dist tool demo test inlined ports kernels kernels-check python goldens round_trips fuzz book bench gpu-bundle header clean
+.PHONY: all lib install uninstall dist sanitizers tool demo test inlined ports kernels kernels-check python goldens round_trips fuzz book bench gpu-bundle header clean
 
 all: lib
 
@@ -46,6 +46,11 @@ test:
 # No vector instruction stands in a function of its own: there, each would cost a call.
 inlined: lib
 	! nm -C $(BUILD)/lib/libsae.so | grep 'core_arch::' | grep -v xgetbv
+
+# The library itself instrumented against memory errors and data races, beneath programs in C and C++: after changes to unsafe code
+# or to what threads share. (`make test` has valgrind look at the same programs.) Needs: rustup component add rust-src
+sanitizers:
+	tests/install/sanitizers.sh
 
 # Other machines: the kernels and sessions of aarch64 run here under emulation, and what cannot run is at least checked.
 # Needs aarch64-linux-gnu-gcc, qemu-aarch64, and the targets: rustup target add TARGET.

@@ -51,7 +51,7 @@ address() {
 thread() {
   local lib=$work/thread/$target/debug
   say "thread: the library, with Rust's own"
-  RUSTFLAGS=-Zsanitizer=thread CARGO_TARGET_DIR=$work/thread cargo build --quiet --lib --target $target -Zbuild-std
+  RUSTFLAGS=-Zsanitizer=thread CARGO_TARGET_DIR=$work/thread CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo build --quiet --lib --target $target -Zbuild-std
   nm -D "$lib/libsae.so" | grep -q __tsan_write || die "the library is not instrumented"
   mkdir -p "$lib/links" && ln -sf ../libsae.so "$lib/links/$(readelf -d "$lib/libsae.so" | sed -n 's/.*soname: \[\(.*\)\]/\1/p')"
   export LD_LIBRARY_PATH=$lib/links TSAN_OPTIONS=halt_on_error=1
