@@ -1569,6 +1569,197 @@ void sae_buffer_free(sae_buffer *buffer);
 #define SAE_BUFFER_ROWS_INIT SAE_SIZED_INIT(sae_buffer_rows)
 #define SAE_BUFFER_STATE_INIT SAE_SIZED_INIT(sae_buffer_state)
 
+// ---- Atlases: what was seen of each feature --------------------------------------------------------------------------
+
+/// Bins of a histogram.
+#define SAE_ATLAS_BINS 64
+
+/// Windows around the highest peaks, the highest first.
+#define SAE_WINDOWS_TOP 0
+/// Windows drawn from intervals, the highest interval first.
+#define SAE_WINDOWS_INTERVALS 1
+/// Windows drawn from all activations.
+#define SAE_WINDOWS_RANDOM 2
+
+/// An atlas watches features flow by and keeps of each latent how often and how strongly it was active, and the texts in which it
+/// was: the windows of tokens around its highest peaks, and around activations drawn at random. In one pass, and in memory that is
+/// known before. It serves one thread at a time; threads that have an atlas each merge them at the end.
+typedef struct sae_atlas sae_atlas;
+
+/// What an atlas keeps. `n_latents` must be set; zero is a good default of all others, and where 0 would mean something else, -1 is
+/// none. Atlases of the same options merge; `max_width` and `max_documents` may differ.
+typedef struct sae_atlas_options {
+  /// `sizeof(sae_atlas_options)`; `SAE_ATLAS_OPTIONS_INIT` sets it.
+  size_t struct_size;
+  /// Latents.
+  int64_t n_latents;
+  /// The index of the first of them, where features come from a shard of latents.
+  int64_t first_latent;
+  /// Of what is drawn.
+  uint64_t seed;
+  /// Windows kept of each latent around its highest peaks: 20 (-1: none).
+  int32_t top;
+  /// Windows drawn from each of 10 equal intervals of the latent's activations: 5 (-1: none).
+  int32_t per_interval;
+  /// Windows drawn from all tokens on which the latent is active: 10 (-1: none).
+  int32_t random;
+  /// Tokens before the peak in top windows: 47 (-1: none).
+  int32_t top_before;
+  /// Tokens after it: 16 (-1: none).
+  int32_t top_after;
+  /// Tokens before the activation in drawn windows: 23 (-1: none).
+  int32_t drawn_before;
+  /// Tokens after it: 8 (-1: none).
+  int32_t drawn_after;
+  /// The most slots per token that features come with: 512.
+  int32_t max_width;
+  /// Documents whose tokens may come by turns: 64. One more, and that which has waited longest is ended.
+  int32_t max_documents;
+  /// 0.
+  int32_t reserved;
+} sae_atlas_options;
+
+/// What an atlas is, and has seen.
+typedef struct sae_atlas_info {
+  /// `sizeof(sae_atlas_info)`; `SAE_ATLAS_INFO_INIT` sets it.
+  size_t struct_size;
+  /// Latents.
+  int64_t n_latents;
+  /// The index of the first of them.
+  int64_t first_latent;
+  /// Tokens seen.
+  uint64_t tokens;
+  /// Tokens of them whose features were not counted, because they were not finite.
+  uint64_t not_finite;
+  /// Tokens on which more latents were active than were listed; only those were counted.
+  uint64_t cut;
+  /// Stretches of consecutive tokens; with documents that come whole, documents.
+  uint64_t stretches;
+  /// The most tokens that a window has.
+  int64_t max_window;
+} sae_atlas_info;
+
+/// The numbers of a latent, but for the last tokens of open documents. With N tokens seen, E[aⁿ] is Σaⁿ / N, the skew
+/// E[a³] / E[a²]^1.5, and the kurtosis E[a⁴] / E[a²]².
+typedef struct sae_atlas_feature {
+  /// `sizeof(sae_atlas_feature)`; `SAE_ATLAS_FEATURE_INIT` sets it.
+  size_t struct_size;
+  /// Tokens on which it is active.
+  uint64_t count;
+  /// Σa, Σa², Σa³, Σa⁴ over them.
+  double sums[4];
+  /// Its largest activation; 0 if it is never active.
+  float max;
+  /// Its smallest.
+  float min;
+  /// Windows around its highest peaks.
+  int32_t n_top;
+  /// Windows drawn from intervals.
+  int32_t n_intervals;
+  /// Windows drawn from all.
+  int32_t n_random;
+  /// Bins of the histogram in use: those with something in them, from the lowest on.
+  int32_t n_bins;
+  /// Activations smaller than the lowest bin that could be kept.
+  uint64_t below;
+  /// Where bins begin, by |a|. Four bins are an octave.
+  float bin_from[SAE_ATLAS_BINS];
+  /// Where bins end.
+  float bin_to[SAE_ATLAS_BINS];
+  /// How many |a| lie in each.
+  uint64_t bin_count[SAE_ATLAS_BINS];
+} sae_atlas_feature;
+
+/// A window: tokens around an activation.
+typedef struct sae_atlas_window {
+  /// `sizeof(sae_atlas_window)`; `SAE_ATLAS_WINDOW_INIT` sets it.
+  size_t struct_size;
+  /// The document.
+  int64_t document;
+  /// The position of the activation in the document.
+  int64_t position;
+  /// The activation.
+  float value;
+  /// Which of the window's tokens it is on.
+  int32_t at;
+  /// Tokens of the window.
+  int32_t length;
+  /// In which of 10 equal parts of 0 to the power of two above the latent's largest |a| it lies.
+  int32_t interval;
+} sae_atlas_window;
+
+/// Tells the most bytes of memory that an atlas of these options ever takes; nothing is allocated to find out.
+sae_status sae_atlas_memory(const sae_atlas_options *options,
+                            uint64_t *bytes,
+                            sae_error **error);
+
+/// Makes an atlas that has seen nothing yet. It takes its memory now, but for the tokens of open documents.
+sae_status sae_atlas_create(const sae_atlas_options *options,
+                            sae_atlas **out,
+                            sae_error **error);
+
+/// Has the atlas watch T tokens, whose features are in host memory. `tokens` is `[T]`, i32: whatever numbers the host has for them.
+/// `documents` are T numbers, or NULL: all are of document 0. Tokens of a document come in order, those of several documents may
+/// come by turns, and a document may span calls. `positions` are the T tokens' positions in their documents, or NULL: each follows
+/// the last token of its document; windows do not reach across a gap. Tokens of count -1, or with a feature that is not finite, are
+/// counted apart. If the call is refused, none of the tokens was seen.
+sae_status sae_atlas_observe(const sae_atlas *atlas,
+                             const sae_features *features,
+                             const sae_tensor *tokens,
+                             const int64_t *documents,
+                             const int64_t *positions,
+                             sae_error **error);
+
+/// Ends all documents: the last tokens of open ones, which were held back because windows reach beyond them, are counted too.
+sae_status sae_atlas_finish(const sae_atlas *atlas,
+                            sae_error **error);
+
+/// Adds what `other` has seen, which stays as it is. Documents of both are ended; no document may be in both. The result is that
+/// of one atlas that has seen everything, but for the rounding of sums.
+sae_status sae_atlas_merge(const sae_atlas *atlas,
+                           const sae_atlas *other,
+                           sae_error **error);
+
+/// Saves the atlas into a file that appears whole or not at all. All documents are ended before. The same atlas has the same bytes.
+sae_status sae_atlas_save(const sae_atlas *atlas,
+                          const char *path,
+                          sae_error **error);
+
+/// Loads an atlas that was saved; what it sees from then on is added. It is refused if it takes more than `max_bytes` of memory, 0:
+/// 8 GiB.
+sae_status sae_atlas_load(const char *path,
+                          uint64_t max_bytes,
+                          sae_atlas **out,
+                          sae_error **error);
+
+/// Tells what an atlas is, and has seen.
+sae_status sae_atlas_get(const sae_atlas *atlas, sae_atlas_info *out, sae_error **error);
+
+/// Tells the numbers of a latent.
+sae_status sae_atlas_read(const sae_atlas *atlas,
+                          int64_t latent,
+                          sae_atlas_feature *out,
+                          sae_error **error);
+
+/// Gives a window of a latent, the `index`th of its kind: what it is, and, each unless NULL, its tokens and the latent's activations
+/// on them (as bf16 holds them), into room for `max_window` numbers each, of which `length` are written.
+sae_status sae_atlas_read_window(const sae_atlas *atlas,
+                                 int64_t latent,
+                                 int32_t kind,
+                                 int64_t index,
+                                 sae_atlas_window *out,
+                                 int32_t *tokens,
+                                 float *activations,
+                                 sae_error **error);
+
+/// Frees an atlas; NULL is nothing.
+void sae_atlas_free(sae_atlas *atlas);
+
+#define SAE_ATLAS_OPTIONS_INIT SAE_SIZED_INIT(sae_atlas_options)
+#define SAE_ATLAS_INFO_INIT SAE_SIZED_INIT(sae_atlas_info)
+#define SAE_ATLAS_FEATURE_INIT SAE_SIZED_INIT(sae_atlas_feature)
+#define SAE_ATLAS_WINDOW_INIT SAE_SIZED_INIT(sae_atlas_window)
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif

@@ -999,6 +999,79 @@ class Trainer : public detail::Handle<sae_trainer, sae_trainer_free> {
   }
 };
 
+// ---- Atlases ---------------------------------------------------------------------------------------------------------
+
+/// A window of tokens around an activation, and the latent's activations on them.
+struct Window {
+  sae_atlas_window place = SAE_ATLAS_WINDOW_INIT;
+  std::vector<std::int32_t> tokens;
+  std::vector<float> activations;
+};
+
+/// What was seen of each feature, for one thread at a time.
+class Atlas : public detail::Handle<sae_atlas, sae_atlas_free> {
+ public:
+  using Handle::Handle;
+
+  [[nodiscard]] static Outcome<Atlas> create(const sae_atlas_options &options) {
+    return detail::make<Atlas, sae_atlas>(sae_atlas_create, &options);
+  }
+
+  /// The most bytes that such an atlas ever takes.
+  [[nodiscard]] static Outcome<std::uint64_t> memory(const sae_atlas_options &options) {
+    return detail::fill<std::uint64_t>(0, sae_atlas_memory, &options);
+  }
+
+  /// A saved atlas, unless it takes more than so many bytes; 0: 8 GiB.
+  [[nodiscard]] static Outcome<Atlas> load(const std::string &path, std::uint64_t max_bytes = 0) {
+    return detail::make<Atlas, sae_atlas>(sae_atlas_load, path.c_str(), max_bytes);
+  }
+
+  /// Watches tokens `[T]` and their features; `documents` and `positions`, unless NULL, are T numbers.
+  Outcome<> observe(const FeaturesRef &features, const Tensor &tokens, const std::int64_t *documents = nullptr,
+                    const std::int64_t *positions = nullptr) {
+    const sae_features from = features.c();
+    const sae_tensor of = tokens.c();
+    return detail::call(sae_atlas_observe, get(), &from, &of, documents, positions);
+  }
+
+  /// Ends all documents.
+  Outcome<> finish() { return detail::call(sae_atlas_finish, get()); }
+
+  /// Adds what another has seen, of other documents.
+  Outcome<> merge(const Atlas &other) { return detail::call(sae_atlas_merge, get(), other.get()); }
+
+  /// Ends all documents, and saves.
+  Outcome<> save(const std::string &path) { return detail::call(sae_atlas_save, get(), path.c_str()); }
+
+  /// What it is, and has seen.
+  [[nodiscard]] Outcome<sae_atlas_info> info() const {
+    return detail::fill<sae_atlas_info>(SAE_ATLAS_INFO_INIT, sae_atlas_get, get());
+  }
+
+  /// The numbers of a latent.
+  [[nodiscard]] Outcome<sae_atlas_feature> feature(std::int64_t latent) const {
+    return detail::fill<sae_atlas_feature>(SAE_ATLAS_FEATURE_INIT, sae_atlas_read, get(), latent);
+  }
+
+  /// The `index`th window of a latent, of the kind `SAE_WINDOWS_…`.
+  [[nodiscard]] Outcome<Window> window(std::int64_t latent, std::int32_t kind, std::int64_t index) const {
+    Window found;
+    sae_atlas_info info = SAE_ATLAS_INFO_INIT;
+    sae_error *error = nullptr;
+    sae_status status = sae_atlas_get(get(), &info, &error);
+    if (status == SAE_OK) {
+      found.tokens.resize(static_cast<std::size_t>(info.max_window));
+      found.activations.resize(static_cast<std::size_t>(info.max_window));
+      status = sae_atlas_read_window(get(), latent, kind, index, &found.place, found.tokens.data(),
+                                     found.activations.data(), &error);
+      found.tokens.resize(static_cast<std::size_t>(found.place.length));
+      found.activations.resize(static_cast<std::size_t>(found.place.length));
+    }
+    return detail::finish(status, error, std::move(found));
+  }
+};
+
 }  // inline namespace
 }  // namespace sae
 

@@ -47,3 +47,12 @@ fn versions() {
     let version = unsafe { std::ffi::CStr::from_ptr(sae::capi::sae_version()) };
     assert_eq!(version.to_str().unwrap(), env!("CARGO_PKG_VERSION"));
 }
+
+#[test]
+fn every_function_is_reached_from_cpp() {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/sae.hpp");
+    let header = std::fs::read_to_string(header).unwrap();
+    let words: BTreeSet<&str> = header.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let missing: Vec<&str> = SYMBOLS.lines().filter(|symbol| !words.contains(symbol)).collect();
+    assert!(missing.is_empty(), "sae.hpp does not use {missing:?}");
+}

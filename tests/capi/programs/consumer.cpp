@@ -244,6 +244,29 @@ void ways_to_run(sae::Session &session, const std::vector<float> &x, const sae::
   session.wait();
 }
 
+// What an atlas tells of features it has watched.
+void map(const std::string &path) {
+  sae_atlas_options options = SAE_ATLAS_OPTIONS_INIT;
+  options.n_latents = n;
+  options.max_width = k;
+  CHECK(sae::Atlas::memory(options) > 0);
+  sae::Atlas atlas = sae::Atlas::create(options), other = sae::Atlas::create(options);
+  const std::vector<float> values = {1.5f, 0.25f, 3.0f, 0.5f};
+  const std::vector<std::int32_t> indices = {4, 7, 4, 9}, counts = {2, 2}, texts = {101, 102};
+  const sae::FeaturesRef seen{{values.data(), 2, 2}, {indices.data(), 2, 2}, counts, {}};
+  const std::int64_t documents[] = {5, 5}, elsewhere[] = {6, 6}, positions[] = {0, 1};
+  atlas.observe(seen, texts, documents, positions);
+  other.observe(seen, texts, elsewhere);
+  atlas.merge(other);
+  atlas.finish();
+  atlas.save(path);
+  const sae::Atlas loaded = sae::Atlas::load(path);
+  CHECK(loaded.info().tokens == 4 && loaded.feature(4).count == 4 && loaded.feature(4).max == 3.0f);
+  const sae::Window window = loaded.window(4, SAE_WINDOWS_TOP, 0);
+  CHECK(window.place.value == 3.0f && window.tokens == texts && window.activations == std::vector<float>({1.5f, 3.0f}));
+  fails(SAE_ERROR_INVALID_ARGUMENT, "index", [&] { (void)loaded.window(4, SAE_WINDOWS_TOP, 99); });
+}
+
 int run(const std::string &dir) {
   const std::string path = dir + "/sae.safetensors";
   {
@@ -252,6 +275,7 @@ int run(const std::string &dir) {
   }
   look_around(path);
   cross();
+  map(dir + "/atlas");
   mixed(dir);
   const sae::Model model = sae::Model::load(path);
   const sae_info info = model.info();
