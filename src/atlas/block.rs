@@ -37,8 +37,12 @@ impl Block {
         self.entries.push(Entry { feature, offset: self.tokens.len() as u32 - 1, value });
     }
 
+    /// Gathers the activations of each feature. Of a feature that is listed twice on a token, the largest is meant.
     pub(super) fn sort(&mut self) {
-        self.entries.sort_unstable_by_key(|entry| u64::from(entry.feature) << 32 | u64::from(entry.offset));
+        let place = |entry: &Entry| u64::from(entry.feature) << 32 | u64::from(entry.offset);
+        let size = |entry: &Entry| (!entry.value.abs().to_bits(), entry.value.to_bits());
+        self.entries.sort_unstable_by_key(|entry| (place(entry), size(entry)));
+        self.entries.dedup_by_key(|entry| place(entry));
     }
 
     pub(super) fn clear(&mut self) {

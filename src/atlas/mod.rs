@@ -8,7 +8,8 @@
 //!   window exceeds (of equal ones the first is meant), so that windows do not repeat each other;
 //! - windows drawn at random: from all its activations, and from each of up to [`INTERVALS`] equal intervals of its range.
 //!
-//! Activations are ranked by |a|, which matters to signed architectures alone; 0 is not active. What is drawn depends on the seed
+//! Activations are ranked by |a|, which matters to signed architectures alone; 0 is not active, and of a latent that is listed twice
+//! on a token the largest is meant. What is drawn depends on the seed
 //! and on each token's document and position, and on nothing else. So an atlas does not depend on how its tokens were split
 //! into calls, on the order of documents, or on which of several atlases, that were then [merged](Atlas::merge), saw which
 //! document: all it holds is equal, but for the sums, which are rounded (to about 1e-16 of Σ|a|ⁿ at each addition) in the order in which they are made.

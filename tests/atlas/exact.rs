@@ -101,6 +101,15 @@ fn gaps_end_stretches() {
 }
 
 #[test]
+fn a_latent_that_is_listed_twice_counts_once() {
+    let corpus = vec![vec![Token(1, Some(vec![(3, 1.0), (5, 4.0), (3, -2.0), (3, 0.5)])); 3]];
+    let atlas = seen(&options(), &corpus);
+    let feature = atlas.feature(3).unwrap();
+    assert_eq!((feature.count, feature.sums[0], feature.max, feature.min), (3, -6.0, -2.0, -2.0));
+    assert_eq!(atlas.windows(3, WindowKind::Top).unwrap()[0].activations, [-2.0; 3]);
+}
+
+#[test]
 fn the_one_that_waited_longest_gives_way() {
     let tokens: Vec<Token> = (0..8).map(|i| Token(i, Some(vec![(3, 1.0)]))).collect();
     let corpus = vec![tokens; 4];

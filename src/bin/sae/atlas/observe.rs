@@ -75,15 +75,11 @@ impl Observe {
             let found = atlas.latents();
             return Err(Failure::Message(format!("the atlas is of latents {found:?}, the SAE has {latents:?}")));
         }
-        self.recorded.encode(
-            &sae,
-            &self.activations,
-            self.max_tokens,
-            |Batch { features, tokens, documents, positions }| {
-                let documents = Some(documents);
-                Ok(atlas.observe(&Observed { documents, positions, ..Observed::new(features.view(), tokens) })?)
-            },
-        )?;
+        let see = |Batch { features, tokens, documents, positions }: Batch<'_>| {
+            let documents = Some(documents);
+            Ok(atlas.observe(&Observed { documents, positions, ..Observed::new(features.view(), tokens) })?)
+        };
+        let left_out = self.recorded.encode(&sae, &self.activations, self.max_tokens, see)?;
         atlas.save(&self.out)?;
         let totals = atlas.totals();
         let counts = atlas.latents().map(|latent| atlas.count(latent)).collect::<sae::Result<Vec<u64>>>()?;
@@ -92,6 +88,7 @@ impl Observe {
         print(&fields([
             ("tokens", grouped(totals.tokens)),
             ("documents", grouped(totals.stretches)),
+            ("left out", grouped(left_out)),
             ("not finite", grouped(totals.not_finite)),
             ("cut", grouped(totals.cut)),
             ("L0", format!("{l0:.3}")),

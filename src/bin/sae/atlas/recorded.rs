@@ -14,6 +14,8 @@ use crate::output::{Failure, Result};
 
 /// Tokens that are encoded together.
 const TOGETHER: usize = 256;
+/// The first tokens, whose median norm says what is usual.
+const SAMPLE: usize = 4096;
 
 /// Which files, and what of their tokens is told beside the activations.
 #[derive(Args, Clone)]
@@ -33,9 +35,12 @@ pub(super) struct Recorded {
     /// Of rows [layers, d], the layer that the SAE reads.
     #[arg(long, value_name = "N")]
     layer: Option<usize>,
-    /// Positions before this are shown, but their features are not looked at: attention sinks.
+    /// Tokens at positions before this are shown, but their features are left out.
     #[arg(long, value_name = "N", default_value_t = 0)]
     first_position: u64,
+    /// So are those of tokens whose norm is more than this many times the median of the first 4096: attention sinks. 0: none.
+    #[arg(long, value_name = "NUMBER", default_value_t = 10.0)]
+    sink_multiple: f32,
     /// Threads that encode; 0: one for each core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -51,14 +56,14 @@ pub(super) struct Batch<'a> {
 }
 
 impl Recorded {
-    /// Encodes the first `most` tokens of the files, or all.
+    /// Encodes the first `most` tokens of the files, or all. Tells on how many the features were left out.
     pub(super) fn encode(
         &self,
         sae: &Arc<Sae>,
         paths: &[PathBuf],
         most: u64,
         mut each: impl FnMut(Batch<'_>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let options = ShardOptions {
             paths: paths.to_vec(),
             tensor: self.tensor.clone(),
@@ -75,13 +80,15 @@ impl Recorded {
             let message = format!("the activations are {} wide, the SAE reads {}", layout.d, spec.d_in);
             return Err(Failure::Message(message));
         }
+        let most_norm = self.most_norm(&options)?;
+        let mut vector = vec![0.0; layout.d];
         let pool = Pool::new(self.threads)?;
         let width = spec.max_active().min(1024);
         let session = SessionOptions { max_tokens: TOGETHER, max_width: width, pool, ..SessionOptions::default() };
         let mut session = Session::new(Arc::clone(sae), session)?;
         let mut rows = Rows::new(layout, TOGETHER)?;
         let mut features = Features::new(0, width, spec.row_state_width());
-        let mut first = 0;
+        let (mut first, mut left_out) = (0, 0);
         while first < most {
             rows.set_room((most - first).min(TOGETHER as u64) as usize);
             let count = source.next(&mut rows)?;
@@ -101,20 +108,46 @@ impl Recorded {
             let documents: Vec<i64> = told.iter().map(|told| told.document).collect();
             let positions: Option<Vec<i64>> = told.iter().map(|told| told.position.map(|p| p as i64)).collect();
             for (row, told) in told.iter().enumerate() {
-                if told.position.is_some_and(|position| position < self.first_position) {
+                x.read_row(row, &mut vector);
+                let early = told.position.is_some_and(|position| position < self.first_position);
+                if early || norm(&vector) > most_norm {
                     features.indices[row * width..(row + 1) * width].fill(-1);
                     features.counts[row] = 0;
+                    left_out += 1;
                 }
             }
             let positions = positions.as_deref();
             each(Batch { features: &features, tokens: &tokens, documents: &documents, positions })?;
             first += count as u64;
         }
-        Ok(())
+        Ok(left_out)
+    }
+
+    /// Norms above this are those of attention sinks.
+    fn most_norm(&self, options: &ShardOptions) -> Result<f32> {
+        if self.sink_multiple == 0.0 {
+            return Ok(f32::INFINITY);
+        }
+        let mut source = Shards::open(options)?;
+        let mut rows = Rows::new(source.layout(), SAMPLE)?;
+        let count = source.next(&mut rows)?;
+        let x = rows.layer(self.layer.unwrap_or(0))?;
+        let mut vector = vec![0.0; source.layout().d];
+        let mut norm_of = |row| {
+            x.read_row(row, &mut vector);
+            norm(&vector)
+        };
+        let mut norms: Vec<f32> = (0..count).map(&mut norm_of).filter(|norm| norm.is_finite()).collect();
+        norms.sort_unstable_by(f32::total_cmp);
+        Ok(norms.get(norms.len() / 2).map_or(f32::INFINITY, |median| median * self.sink_multiple))
     }
 
     /// How many slots per token features come with.
     pub(super) fn width(sae: &Sae) -> usize {
         sae.spec().max_active().min(1024)
     }
+}
+
+fn norm(x: &[f32]) -> f32 {
+    x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt() as f32
 }
