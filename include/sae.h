@@ -1663,11 +1663,11 @@ typedef struct sae_atlas_feature {
   /// Activations smaller than the lowest bin that could be kept.
   uint64_t below;
   /// Where bins begin, by |a|. Four bins are an octave.
-  float bin_from[SAE_ATLAS_BINS];
+  float bin_from[64];
   /// Where bins end.
-  float bin_to[SAE_ATLAS_BINS];
+  float bin_to[64];
   /// How many |a| lie in each.
-  uint64_t bin_count[SAE_ATLAS_BINS];
+  uint64_t bin_count[64];
 } sae_atlas_feature;
 
 /// A window: tokens around an activation.

@@ -249,7 +249,7 @@ pub unsafe extern "C" fn sae_atlas_get(
 
 /// Bins of a histogram.
 pub const SAE_ATLAS_BINS: usize = 64;
-const _: () = assert!(SAE_ATLAS_BINS == BINS);
+const _: () = assert!(SAE_ATLAS_BINS == 64 && SAE_ATLAS_BINS == BINS);
 
 /// The numbers of a latent, but for the last tokens of open documents. With N tokens seen, E[aⁿ] is Σaⁿ / N, the skew
 /// E[a³] / E[a²]^1.5, and the kurtosis E[a⁴] / E[a²]².
@@ -277,11 +277,11 @@ pub struct sae_atlas_feature {
     /// Activations smaller than the lowest bin that could be kept.
     pub below: u64,
     /// Where bins begin, by |a|. Four bins are an octave.
-    pub bin_from: [f32; SAE_ATLAS_BINS],
+    pub bin_from: [f32; 64],
     /// Where bins end.
-    pub bin_to: [f32; SAE_ATLAS_BINS],
+    pub bin_to: [f32; 64],
     /// How many |a| lie in each.
-    pub bin_count: [u64; SAE_ATLAS_BINS],
+    pub bin_count: [u64; 64],
 }
 sized!(sae_atlas_feature: count, sums, max, min, n_top, n_intervals, n_random, n_bins, below, bin_from, bin_to, bin_count);
 

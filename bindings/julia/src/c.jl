@@ -379,6 +379,60 @@ end
     closed::Int32
 end
 
+@c_struct struct sae_atlas_options
+    struct_size::Csize_t
+    n_latents::Int64
+    first_latent::Int64
+    seed::UInt64
+    top::Int32
+    per_interval::Int32
+    random::Int32
+    top_before::Int32
+    top_after::Int32
+    drawn_before::Int32
+    drawn_after::Int32
+    max_width::Int32
+    max_documents::Int32
+    reserved::Int32
+end
+
+@c_struct struct sae_atlas_info
+    struct_size::Csize_t
+    n_latents::Int64
+    first_latent::Int64
+    tokens::UInt64
+    not_finite::UInt64
+    cut::UInt64
+    stretches::UInt64
+    max_window::Int64
+end
+
+@c_struct struct sae_atlas_feature
+    struct_size::Csize_t
+    count::UInt64
+    sums::NTuple{4,Float64}
+    max::Float32
+    min::Float32
+    n_top::Int32
+    n_intervals::Int32
+    n_random::Int32
+    n_bins::Int32
+    below::UInt64
+    bin_from::NTuple{64,Float32}
+    bin_to::NTuple{64,Float32}
+    bin_count::NTuple{64,UInt64}
+end
+
+@c_struct struct sae_atlas_window
+    struct_size::Csize_t
+    document::Int64
+    position::Int64
+    value::Float32
+    at::Int32
+    length::Int32
+    interval::Int32
+end
+
 # ---- Functions -------------------------------------------------------------------------------------------------------
 
 "The address of each function that is bound, found when the library is loaded."
@@ -499,3 +553,17 @@ end
 @c sae_buffer_restore(path::Ptr{UInt8}, options::Ptr{sae_buffer_options}, out::Ptr{Ptr{Cvoid}},
     error::Ptr{Ptr{Cvoid}})::Int32
 @c sae_buffer_free(buffer::Ptr{Cvoid})::Cvoid
+
+@c sae_atlas_memory(options::Ptr{sae_atlas_options}, bytes::Ptr{UInt64}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_create(options::Ptr{sae_atlas_options}, out::Ptr{Ptr{Cvoid}}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_observe(atlas::Ptr{Cvoid}, features::Ptr{sae_features}, tokens::Ptr{sae_tensor}, documents::Ptr{Int64},
+    positions::Ptr{Int64}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_finish(atlas::Ptr{Cvoid}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_merge(atlas::Ptr{Cvoid}, other::Ptr{Cvoid}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_save(atlas::Ptr{Cvoid}, path::Ptr{UInt8}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_load(path::Ptr{UInt8}, max_bytes::UInt64, out::Ptr{Ptr{Cvoid}}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_get(atlas::Ptr{Cvoid}, out::Ptr{sae_atlas_info}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_read(atlas::Ptr{Cvoid}, latent::Int64, out::Ptr{sae_atlas_feature}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_read_window(atlas::Ptr{Cvoid}, latent::Int64, kind::Int32, index::Int64, out::Ptr{sae_atlas_window},
+    tokens::Ptr{Int32}, activations::Ptr{Float32}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_atlas_free(atlas::Ptr{Cvoid})::Cvoid
