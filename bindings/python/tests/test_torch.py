@@ -132,6 +132,11 @@ def test_where_there_is_no_gradient_it_is_said(x):
     for made in (OPS.encode(x, None, known)[0], OPS.steer(x, None, None, None, known), OPS.reconstruct(x, None, known)):
         with pytest.raises(NotImplementedError, match="has no gradient"):
             made.sum().backward()
+    hidden = x * 2
+    with pytest.raises(NotImplementedError, match="would cut it off"):
+        OPS.steer_(hidden, None, None, known)
+    with torch.no_grad():
+        OPS.steer_(hidden.detach(), None, None, known)
 
 
 def test_a_session_that_is_gone_is_named(x):
