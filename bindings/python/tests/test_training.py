@@ -50,6 +50,12 @@ def test_options_reach_c():
     transcoder.init_from(planted(500), planted(500, 1)[:, :6].copy())
     assert transcoder.step(planted(64), target=planted(64, 1)[:, :6].copy()).applied == 1
     assert transcoder.export().info.d_out == 6 and libsae.ModelFlags.HAS_SKIP in transcoder.export().info.flags
+    crosscoder = libsae.Trainer(d=D // 2, layers=2, n_latents=N, k=K)
+    crosscoder.init_from(planted(500).reshape(500, 2, D // 2))
+    before = crosscoder.step(planted(64).reshape(64, 2, D // 2)).learning_rate
+    crosscoder.set_rate(0.25)
+    assert crosscoder.step(planted(64).reshape(64, 2, D // 2)).learning_rate == pytest.approx(before / 4)
+    assert crosscoder.export().info.layers_in == 2
     warm = libsae.Trainer(d=D, n_latents=N, k=K)
     warm.warm_start(libsae.Model.from_weights(weights(N, D), architecture=1, k=K), planted(500))
     assert warm.progress.started == 1

@@ -47,6 +47,7 @@ class TrainOptions(TypedDict, total=False):
     n_latents: int
     k: int
     recipe: Recipe
+    layers: int  # of a crosscoder, whose batches are [T, layers, d]
     aux: bool  # the auxiliary loss on dead latents; True
     ema: bool  # the moving average of the weights; True
     transcoder: bool  # batches have targets
@@ -167,6 +168,10 @@ class Trainer(Owner):
         run = struct(_abi.sae_run, dict(flags=flags))
         call(lib.sae_train_step, self._handle, byref(run), byref(batch), byref(stats))
         return Stats(*(getattr(stats, name) for name in Stats.__dataclass_fields__))
+
+    def set_rate(self, rate: float) -> None:
+        """From the next step on, learning rates are the schedule's times `rate`, until it is set again; checkpoints keep it."""
+        call(lib.sae_trainer_set_rate, self._handle, rate)
 
     @property
     def progress(self) -> Progress:
