@@ -2,7 +2,7 @@
 
 Features fire by a Zipfian law, in a hierarchy (children with their parents alone, some of them exclusive), correlated with each other, four
 times as many as the width has dimensions. Both trainers see the same rows in the same order, with the same batch, k, warm-up and decay;
-of the same three learning rates each keeps that which does best with seed 0. What libsae trains is saved in SAELens's layout and loaded
+each has the learning rate of its best F1 with seed 0 (ladder.py). What libsae trains is saved in SAELens's layout and loaded
 by SAELens, which finds MCC and F1 on rows that neither saw.
 """
 
@@ -11,13 +11,14 @@ import tempfile
 import numpy as np
 import torch
 
+import ladder
 import runs
 import trainers
 from trainers import Task
 
 FEATURES, WIDTH, SAMPLES, BATCH = 1024, 256, 1_000_000, 1024
-RATES, SEEDS, RECIPES = (1e-3, 3e-3, 1e-2), (0, 1, 2), ("top_k", "batch_top_k", "matryoshka")
-JUDGED = 100_000
+FIRST_RATE, SEEDS, RECIPES = 3e-3, (0, 1, 2), ("top_k", "batch_top_k", "matryoshka")
+TRAINERS, JUDGED = ("libsae", "sae-lens"), 100_000
 PREFIXES = [64, 128, 256, 512, 1024]
 
 
@@ -57,20 +58,18 @@ def specs(arguments):
         return {"recipe": recipe, "trainer": trainer, "rate": rate, "seed": seed}
 
     for recipe in RECIPES:
-        for trainer in ("libsae", "sae-lens"):
-            for rate in RATES:
-                yield of(recipe, trainer, rate, 0)
+        for trainer in TRAINERS:
+            yield from ladder.climb(lambda: tried(arguments, recipe, trainer), FIRST_RATE, lambda rate: of(recipe, trainer, rate, 0))  # noqa: B023
         for seed in SEEDS[1:]:
-            for trainer in ("libsae", "sae-lens"):
-                best = best_rate(runs.finished("planted", arguments.folder).values(), recipe, trainer)
-                if best:
-                    yield of(recipe, trainer, best, seed)
+            for trainer in TRAINERS:
+                if rate := ladder.best(tried(arguments, recipe, trainer), FIRST_RATE):
+                    yield of(recipe, trainer, rate, seed)
 
 
-def best_rate(results, recipe, trainer):
-    """By F1 with seed 0, once all three are there."""
-    tried = [r for r in results if (r["spec"]["recipe"], r["spec"]["trainer"], r["spec"]["seed"]) == (recipe, trainer, 0)]
-    return max(tried, key=lambda r: r["f1"])["spec"]["rate"] if len(tried) == len(RATES) else None
+def tried(arguments, recipe, trainer):
+    """1 - F1 by rate, with seed 0."""
+    results = runs.finished("planted", arguments.folder).values()
+    return {r["spec"]["rate"]: 1 - r["f1"] for r in results if (r["spec"]["recipe"], r["spec"]["trainer"], r["spec"]["seed"]) == (recipe, trainer, 0)}
 
 
 def train_sae_lens(recipe, task, batches, folder):

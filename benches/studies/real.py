@@ -1,13 +1,12 @@
 """Real activations: this library's trainer beside sae-lens, sparsify and dictionary_learning on the same recorded rows in the same order.
 
 TopK SAEs of the same n and k, with the same batch, rise and fall of the learning rate, and AuxK with the same threshold for dead
-latents; trainers.py says what each does otherwise. Each has the learning rate that serves it best: on fewer tokens and seed 0, rates a
-factor 3 apart are tried until the best lies between two others, judged on rows that the table is not made of. FVU is found by the same
+latents; trainers.py says what each does otherwise. Each has the learning rate that serves it best (ladder.py) on fewer tokens and seed 0,
+judged on rows that the table is not made of. FVU is found by the same
 inference for all. Memory is the process's own beyond what the imports took.
 """
 
-import math
-
+import ladder
 import runs
 import trainers
 from auxk import recording_options
@@ -17,27 +16,20 @@ from trainers import PEERS, Task
 
 N, K, BATCH, SEEDS = 4608, 32, 1024, (0, 1, 2)
 TUNED_ON, JUDGED_BY = 200_000, 50_000  # rows of training, and the first rows held out, that choose a rate
-START = {"sparsify signum": 1e-2}
-FIRST_RATE, STEP, MOST = 1e-3, 3.0, 7
+FIRST = {"sparsify signum": 1e-2}
 
 
 def specs(arguments):
     def of(trainer, tokens, rate, seed):
-        return {"model": arguments.recording.name, "trainer": trainer, "tokens": tokens, "rate": float(f"{rate:.2g}"), "seed": seed}
+        return {"model": arguments.recording.name, "trainer": trainer, "tokens": tokens, "rate": rate, "seed": seed}
 
     for trainer in ("libsae", *PEERS):
-        # Rates are asked for one by one, since each depends on what the last gave.
-        while rate := next_rate(tried(arguments, trainer), START.get(trainer, FIRST_RATE)):
-            before = len(tried(arguments, trainer))
-            yield of(trainer, TUNED_ON, rate, 0)
-            if len(tried(arguments, trainer)) == before:  # it was not made now
-                break
+        yield from ladder.climb(lambda: tried(arguments, trainer), FIRST.get(trainer, 1e-3), lambda rate: of(trainer, TUNED_ON, rate, 0))  # noqa: B023
     for tokens in arguments.tokens:
         for seed in SEEDS:
             for trainer in ("libsae", *PEERS):
-                rates = tried(arguments, trainer)
-                if rates and next_rate(rates, START.get(trainer, FIRST_RATE)) is None:
-                    yield of(trainer, tokens, min(rates, key=rates.get), seed)
+                if rate := ladder.best(tried(arguments, trainer), FIRST.get(trainer, 1e-3)):
+                    yield of(trainer, tokens, rate, seed)
 
 
 def tried(arguments, trainer):
@@ -47,17 +39,6 @@ def tried(arguments, trainer):
         r["spec"]["rate"]: r["fvu_to_choose"] for r in results
         if (r["spec"]["model"], r["spec"]["trainer"], r["spec"]["tokens"]) == (arguments.recording.name, trainer, TUNED_ON)
     }
-
-
-def next_rate(fvu, first):
-    """The rate to try next; `None` once the best lies between two others, or so many were tried."""
-    if not fvu:
-        return first
-    best = min(fvu, key=fvu.get)
-    for rate in (best * STEP, best / STEP):
-        if len(fvu) < MOST and not any(math.isclose(rate, other, rel_tol=0.2) for other in fvu):
-            return rate
-    return None
 
 
 def run(library, spec, arguments):

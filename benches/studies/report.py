@@ -13,6 +13,9 @@ import draw
 import runs
 from recipes import COUNTED, WIDTHS
 
+HEAD_PLANTED = (
+    "recipe", "trainer", "rate", "seeds", "MCC", "F1", "precision", "recall", "uniqueness", "explained variance", "L0", "processor seconds",
+)
 FOLDER = runs.ROOT / "build" / "studies"
 
 
@@ -50,14 +53,15 @@ def planted(results):
          spread(of(mine, "l0"), 1), spread(of(mine, "cpu_seconds"), 0))
         for (recipe, trainer), mine in sorted(chosen.items(), key=lambda item: (COUNTED.index(item[0][0]), item[0][1]))
     ]
+    if len({trainer for _, trainer in chosen}) < 2:
+        return table(HEAD_PLANTED, rows), None  # nothing to compare yet
     panels = []
     for quantity, title in (("mcc", "MCC (higher is better)"), ("f1", "F1 (higher is better)")):
         groups = collections.defaultdict(dict)
         for (recipe, trainer), mine in sorted(chosen.items(), key=lambda item: (COUNTED.index(item[0][0]), item[0][1])):
             groups[recipe][trainer] = of(mine, quantity)
         panels.append((title, groups, False))
-    head = ("recipe", "trainer", "rate", "seeds", "MCC", "F1", "precision", "recall", "uniqueness", "explained variance", "L0", "processor seconds")
-    return table(head, rows), draw.columns(panels)
+    return table(HEAD_PLANTED, rows), draw.columns(panels)
 
 
 def auxk(results):
@@ -124,12 +128,12 @@ def main():
     page = (docs / "quality.md").read_text()
     for study, make in {"planted": planted, "auxk": auxk, "real": real, "recipes": recipes}.items():
         results = list(runs.finished(study, FOLDER).values())
-        if not results:
+        figures, drawing = make(results) if results else ("", None)
+        if not figures:
             continue
-        figures, drawing = make(results)
         name = f"quality-{study}.svg"
         dates, commits = (sorted({r[key] for r in results}) for key in ("date", "commit"))
-        made = f"{len(results)} runs, {dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}, commit {', '.join(commits)}; `{results[0]['command']}`.\n"
+        made = f"{len(results)} run{'s' * (len(results) > 1)} so far, {dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}, commit {', '.join(commits)}; `{results[0]['command']}`.\n"
         body = f"\n{made}\n" + (f"![{study}]({name})\n\n" if drawing else "") + figures
         begin, end = f"<!-- {study}: made by benches/studies/report.py -->", f"<!-- end of {study} -->"
         page, found = re.subn(re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n{body}\n{end}", page, flags=re.S)
