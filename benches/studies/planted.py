@@ -18,7 +18,7 @@ from trainers import Task
 
 FEATURES, WIDTH, SAMPLES, BATCH = 1024, 256, 1_000_000, 1024
 FIRST_RATE, SEEDS, RECIPES = 3e-3, (0, 1, 2), ("top_k", "batch_top_k", "matryoshka")
-TRAINERS, JUDGED = ("libsae", "sae-lens"), 100_000
+TRAINERS, JUDGED = ("sae-lens", "libsae"), 100_000
 PREFIXES = [64, 128, 256, 512, 1024]
 
 
