@@ -268,7 +268,7 @@ impl TrainOptions {
 
     /// Numbers of a token: all layers, one after another.
     pub(super) fn width(&self) -> usize {
-        self.layers * self.d
+        self.layers.saturating_mul(self.d)
     }
 
     /// Refuses what goes in and out otherwise than it can, and to leave alone what there is not.

@@ -31,7 +31,11 @@ impl Array {
             strides: null_mut(),
             byte_offset: 0,
         };
-        let strides = if dims.len() == 2 { [dims[1], 1, 0] } else { [1, 0, 0] };
+        let strides = match *dims {
+            [_, layers, d] => [layers * d, d, 1],
+            [_, d] => [d, 1, 0],
+            _ => [1, 0, 0],
+        };
         let mut made = Box::new(Self { memory, shape, strides, tensor });
         made.tensor.data = made.memory.as_mut_ptr().cast();
         made.tensor.shape = made.shape.as_mut_ptr();

@@ -23,9 +23,9 @@ impl Vocabulary {
         if json.is_array() {
             return Ok(Self(pieces.into_iter().collect()));
         }
-        let bytes = pieces.iter().any(|(_, piece)| piece.contains('Ġ'));
-        let alphabet = if bytes { alphabet() } else { HashMap::new() };
         let added = added(&json);
+        let bytes = pieces.iter().any(|(id, piece)| !added.contains(id) && piece.contains('Ġ'));
+        let alphabet = if bytes { alphabet() } else { HashMap::new() };
         let text = |(id, piece): (i32, String)| {
             let text = match added.contains(&id) {
                 true => piece,
