@@ -141,6 +141,9 @@ type TrainOptions struct {
 	Penalty          Penalty
 	Scaling          Scaling
 	Frozen           Frozen
+	// Layers of the model that are read and written at once, by a crosscoder; 0: 1. With more, what is said to be [T, D] is
+	// [T, Layers, D].
+	Layers int
 }
 
 func (o *TrainOptions) c(s *scope) *C.sae_train_options {
@@ -191,6 +194,7 @@ func (o *TrainOptions) c(s *scope) *C.sae_train_options {
 		penalty:               C.int32_t(o.Penalty),
 		scaling:               C.int32_t(o.Scaling),
 		frozen:                C.uint32_t(o.Frozen),
+		layers:                C.int64_t(o.Layers),
 	}
 	return c
 }
@@ -390,6 +394,18 @@ func (t *Trainer) Progress() (TrainProgress, error) {
 	}
 	return TrainProgress{int(c.d), int(c.n_latents), int(c.k), int(c.max_batch_tokens), uint64(c.total_tokens), uint64(c.step),
 		uint64(c.tokens_seen), uint64(c.rows_given), c.started != 0}, nil
+}
+
+// SetRate makes learning rates the schedule's times rate from the next step on, until it is set again; checkpoints keep it.
+func (t *Trainer) SetRate(rate float64) error {
+	c, err := t.acquire()
+	if err != nil {
+		return err
+	}
+	defer t.release()
+	var failure *C.sae_error
+	C.sae_trainer_set_rate((*C.sae_trainer)(c), C.double(rate), &failure)
+	return take(failure)
 }
 
 // Save writes all that is needed to continue to the same bits into a directory, which is made if it is not there.

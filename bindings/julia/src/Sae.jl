@@ -48,7 +48,7 @@ export SaeError, InvalidArgument, InvalidTensor, Unsupported, FileError, FormatE
 export encode!, encode, encode_selected!, encode_dense!, decode!, decode, reconstruct!, steer!, set_edits!, merge_features!, active
 export info, save, read_weights!, load_memory, session_memory, with_k, subset, prefix, with_threshold, fold_decoder_norms,
     fold_activation_scale
-export diagnose, findings, start!, step!, progress, export_model, resume
+export diagnose, findings, start!, step!, set_rate!, progress, export_model, resume
 export push_rows!, take_rows!, finish!, state, restore, buffer_memory
 
 __init__() = load_library()

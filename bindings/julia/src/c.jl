@@ -284,6 +284,7 @@ end
     penalty::Int32
     scaling::Int32
     frozen::UInt32
+    layers::Int64
 end
 
 @c_struct struct sae_train_batch
@@ -535,6 +536,7 @@ end
 @c sae_train_step(trainer::Ptr{Cvoid}, run::Ptr{sae_run}, batch::Ptr{sae_train_batch}, stats::Ptr{sae_train_stats},
     error::Ptr{Ptr{Cvoid}})::Int32
 @c sae_trainer_progress(trainer::Ptr{Cvoid}, out::Ptr{sae_train_progress}, error::Ptr{Ptr{Cvoid}})::Int32
+@c sae_trainer_set_rate(trainer::Ptr{Cvoid}, rate::Float64, error::Ptr{Ptr{Cvoid}})::Int32
 @c sae_trainer_save(trainer::Ptr{Cvoid}, dir::Ptr{UInt8}, error::Ptr{Ptr{Cvoid}})::Int32
 @c sae_trainer_resume(dir::Ptr{UInt8}, options::Ptr{sae_train_options}, out::Ptr{Ptr{Cvoid}},
     error::Ptr{Ptr{Cvoid}})::Int32

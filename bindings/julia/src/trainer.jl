@@ -131,6 +131,14 @@ progress(trainer::Trainer) =
     @within trainer.handle query((out, error) -> sae_trainer_progress(trainer.handle.object, out, error), sae_train_progress())
 
 """
+    set_rate!(trainer, rate)
+
+From the next step on, learning rates are the schedule's times `rate`, until it is set again; checkpoints keep it.
+"""
+set_rate!(trainer::Trainer, rate::Real) =
+    @within trainer.handle attempt(error -> sae_trainer_set_rate(trainer.handle.object, rate, error))
+
+"""
     save(trainer, dir)
 
 Saves all that is needed to continue to the same bits into a directory, which is made if it is not there. Whatever

@@ -81,6 +81,7 @@ class TrainOptions(TypedDict, total=False):
     bandwidth: float
     initial_threshold: float
     frozen: int
+    layers: int
     convention: Convention
 
 
@@ -179,6 +180,10 @@ class Trainer(Owner):
         out = struct(_abi.sae_train_progress)
         call(lib.sae_trainer_progress, self._handle, byref(out))
         return Progress(*(getattr(out, name) for name in Progress.__dataclass_fields__))
+
+    def set_rate(self, rate: float) -> None:
+        """From the next step on, learning rates are the schedule's times `rate`; checkpoints keep it."""
+        call(lib.sae_trainer_set_rate, self._handle, rate)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Saves all that is needed to continue; whatever happens, the folder holds the last complete checkpoint."""
