@@ -13,8 +13,9 @@ from pathlib import Path
 from chromium import Chromium
 
 # Noted from the first moment of each page: whether something moved by itself, and whether a text became a script.
-WATCH = """window.shifts = 0; window.hacked = 0;
-new PerformanceObserver((list) => { for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifts += e.value; })
+WATCH = """window.shifts = []; window.hacked = 0;
+const named = (s) => s.node ? (s.node.outerHTML || s.node.textContent || "").slice(0, 200) : "";
+new PerformanceObserver((list) => { for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifts.push([e.value, ...e.sources.map(named)]); })
   .observe({type: "layout-shift", buffered: true});"""
 
 
@@ -111,7 +112,7 @@ def feature(page, expected, screenshots):
         close(float(seen["largest"]), known["max"], 1e-3), close(float(seen["smallest"]), known["min"], 1e-3)
         title = page.do("document.querySelector('h1').textContent")
         assert title == (known["label"] or f"Feature {known['latent']}"), title
-        counted = page.do("""[...document.querySelectorAll("#feature .panels section:first-child svg .bar title")].map((t) =>
+        counted = page.do("""[...document.querySelector("#feature .panels section").querySelectorAll("svg .bar title")].map((t) =>
             Number(t.textContent.match(/: ([\\d,]+) tokens/)[1].replace(/,/g, ""))).reduce((a, b) => a + b, 0)""")
         assert counted == known["histogram"], (counted, known)
         for place, window in enumerate(known["top"][:5]):
@@ -147,6 +148,7 @@ def prompt(page, expected):
         close(float(value.split()[0]), known_value, 1e-3)
     page.click("#on-token section:first-child td a")
     page.until(f"location.hash.startsWith('#/prompt/0/{known['on'][token][0][0]}/')")
+    page.until("document.querySelector('#view p').textContent.startsWith('coloured by')")
     coloured = page.do("""[...document.querySelectorAll("#prompt .token")].map((t, i) => t.style.backgroundColor ? i : -1).filter((i) => i >= 0)""")
     latent = known["on"][token][0][0]
     assert coloured == [t for t, on in enumerate(known["on"]) if any(l == latent for l, _ in on)], coloured
@@ -156,7 +158,7 @@ def sound(page, folder):
     """Nothing went wrong, nothing moved by itself, no text became a script, nothing was asked for from elsewhere."""
     assert page.faults == [], page.faults
     assert page.do("window.hacked") == 0, "a text was taken for a script"
-    assert page.do("window.shifts") == 0, f"the page moved by itself: {page.do('window.shifts')}"
+    assert page.do("window.shifts") == [], f"the page moved by itself: {page.do('window.shifts')}"
     assert page.do("document.querySelectorAll('main img, main script, main iframe, main style').length") == 0
     holes = page.do("document.body.innerText.match(/\\b(null|undefined|NaN|Infinity)\\b/)")
     assert holes is None, holes

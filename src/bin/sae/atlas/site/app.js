@@ -244,11 +244,11 @@ const atlas = (() => {
       el("div", { class: "panels" },
         el("section", {}, el("h2", {}, "Activations (both axes logarithmic)"), activationHistogram(feature)),
         el("section", {}, el("h2", {}, "Moments, over all tokens"), table(["", ""], [["E[a > 0]", short(feature.count / n)], ["E[a]", short(a1)],
-          ["E[a²]", short(a2)], ["skew E[a³]/E[a²]^1.5", power(a3, a2, 1.5)], ["kurtosis E[a⁴]/E[a²]²", power(a4, a2, 2)]])),
-        feature.lens ? lens(feature.lens) : null,
+          ["E[a²]", short(a2)], ["skew E[a³]/E[a²]^1.5", power(a3, a2, 1.5)], ["kurtosis E[a⁴]/E[a²]²", power(a4, a2, 2)]]))),
+      group("Top windows", feature.top, feature, texts),
+      el("div", { class: "panels" }, feature.lens ? lens(feature.lens) : null,
         feature.near ? el("section", {}, el("h2", {}, "Nearest decoder directions"), table(["latent", "cosine"], feature.near.map(([other, cosine]) =>
           [el("a", { href: `#/f/${other}` }, `${other} ${label.get(other - data.first) || ""}`), short(cosine)]))) : null),
-      group("Top windows", feature.top, feature, texts),
       el("h2", {}, "Windows by interval of activation"),
       ...feature.intervals.map(([from, to, windows]) => group(`${short(from)} to ${short(to)}`, windows, feature, texts, "h3")),
       feature.intervals.length ? null : el("p", { class: "none" }, "none"),
@@ -364,10 +364,11 @@ const atlas = (() => {
     const [kind, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
     const number = (text) => (/^\d+$/.test(text || "") ? Number(text) : null);
     told.textContent = "";
+    // Before the page gets shorter, so that nothing is moved by that.
+    if (kind) window.scrollTo(0, 0);
     if (kind === "f") showFeature(number(rest[0]) ?? -1);
     else if (kind === "prompt" && data.prompts) showPrompt(number(rest[0]) ?? -1, number(rest[1]), number(rest[2]));
     else showIndex();
-    if (kind) window.scrollTo(0, 0);
   }
 
   const tell = (event) => {
