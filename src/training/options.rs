@@ -323,7 +323,7 @@ impl TrainOptions {
         TrainingShape {
             rule: self.recipe.rule(self),
             d: self.width(),
-            d_out: self.layers * self.d_out,
+            d_out: self.layers.saturating_mul(self.d_out),
             layers: self.layers,
             transcoder: self.transcoder,
             skip: self.skip,
