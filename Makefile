@@ -39,6 +39,7 @@ test:
 	$(MAKE) -C bindings/go test
 	$(MAKE) -C bindings/julia test
 	$(MAKE) -C bindings/python test
+	$(MAKE) -C examples/mpi test
 	$(MAKE) -C examples/llama_cpp test
 	$(MAKE) -C examples/onnxruntime test
 	cd examples/candle && CARGO_TARGET_DIR=$(abspath $(CARGO_TARGET_DIR))/candle $(CARGO) test --quiet

@@ -63,6 +63,11 @@ pub(crate) fn remove_leftovers(path: &Path) {
     }
 }
 
+/// Whether a killed write left this name over, of a file whose name begins so.
+pub(crate) fn is_leftover(name: &str, beginning: &str) -> bool {
+    name.strip_prefix('.').is_some_and(|name| name.starts_with(beginning)) && name.ends_with(SUFFIX)
+}
+
 /// Makes a directory and those above it that are not there, on the disk too.
 pub(crate) fn create_dir_all(path: &Path) -> Result<()> {
     let missing = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());

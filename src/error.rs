@@ -32,6 +32,8 @@ pub enum Status {
     BadState = 10,
     /// A fault of the library itself; please report it.
     Internal = 11,
+    /// Other processes of the run could not be reached: one was lost, or the host's communicator failed.
+    Collective = 12,
 }
 
 /// A failure: its kind and a message for people.

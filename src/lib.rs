@@ -13,11 +13,13 @@
 //! | the hot calls: encode, decode, steer | [`session`], [`steering`] |
 //! | how a score is computed, bit for bit, and what runs it | [`backend`] |
 //! | how an SAE is trained | [`training`] |
+//! | how the processes of one training run work together | [`collective`] |
 //! | how well it fits activations, and what is wrong if it does not | [`evaluation`] |
 //! | what was seen of each feature | [`atlas`] |
 //!
 //! Imports run one way: capi → training → evaluation → session → backend, formats → sae, features, tensor → error; capi → atlas →
-//! features; formats, training and atlas → atomic, container → error.
+//! features; formats, training and atlas → atomic, container → error;
+//! training and backend → collective → tensor.
 
 pub mod atlas;
 mod atomic;
@@ -25,6 +27,7 @@ mod atomic;
 pub mod backend;
 #[allow(unsafe_code)]
 pub mod capi;
+pub mod collective;
 mod container;
 pub mod error;
 pub mod evaluation;

@@ -14,6 +14,7 @@ mod sized;
 
 mod atlas;
 mod buffer;
+mod collective;
 mod convention;
 mod doctor;
 mod features;
@@ -32,6 +33,7 @@ mod trainer;
 
 pub use atlas::*;
 pub use buffer::*;
+pub use collective::*;
 pub use convention::*;
 pub use doctor::*;
 pub use features::*;

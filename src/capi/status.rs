@@ -32,6 +32,8 @@ pub const SAE_ERROR_NOT_FINITE: sae_status = 9;
 pub const SAE_ERROR_BAD_STATE: sae_status = 10;
 /// A fault of the library itself; please report it.
 pub const SAE_ERROR_INTERNAL: sae_status = 11;
+/// Other processes of the run could not be reached: one was lost, or the host's communicator failed.
+pub const SAE_ERROR_COLLECTIVE: sae_status = 12;
 
 const _: () = {
     assert!(SAE_ERROR_INVALID_ARGUMENT == Status::InvalidArgument as i32);
@@ -45,6 +47,7 @@ const _: () = {
     assert!(SAE_ERROR_NOT_FINITE == Status::NotFinite as i32);
     assert!(SAE_ERROR_BAD_STATE == Status::BadState as i32);
     assert!(SAE_ERROR_INTERNAL == Status::Internal as i32);
+    assert!(SAE_ERROR_COLLECTIVE == Status::Collective as i32);
 };
 
 /// A failure: its status, and a message that names the thing, what was expected and what was found. Free it.
@@ -103,6 +106,7 @@ pub extern "C" fn sae_status_name(status: sae_status) -> *const c_char {
         SAE_ERROR_NOT_FINITE => c"SAE_ERROR_NOT_FINITE",
         SAE_ERROR_BAD_STATE => c"SAE_ERROR_BAD_STATE",
         SAE_ERROR_INTERNAL => c"SAE_ERROR_INTERNAL",
+        SAE_ERROR_COLLECTIVE => c"SAE_ERROR_COLLECTIVE",
         _ => c"unknown status",
     }
     .as_ptr()

@@ -4,6 +4,7 @@ use std::ffi::c_char;
 use std::path::Path;
 
 use super::boundary::{array, boundary, check_flags, count, present, required_text};
+use super::collective::{ranks_or_alone, sae_collective};
 use super::convention::sae_convention;
 use super::handle::{Exclusive, Handle, get, put, take_back};
 use super::log::{SAE_LOG_INFO, log};
@@ -14,6 +15,7 @@ use super::sized::{self, Output, sized};
 use super::status::{sae_error, sae_status};
 use super::tensor::{given, needed, sae_tensor};
 use crate::backend::Pool;
+use crate::collective::Ranks;
 use crate::error::{Result, fail};
 use crate::training::{Batch, Export, Parameter, Penalty, Recipe, Scaling, TrainOptions, Trainer};
 
@@ -171,12 +173,15 @@ pub struct sae_train_options {
     /// Layers of the model that are read and written at once, by a crosscoder; 0: 1. With more, what is said to be `[T, d]` is
     /// `[T, layers, d]`.
     pub layers: i64,
+    /// The other processes of the run, which all need the same options and make the same calls, but for batches; NULL: there
+    /// are none. What is refused to one of them is refused to all.
+    pub collective: *const sae_collective,
 }
 sized!(sae_train_options: d, n_latents, k, k_aux, max_batch_tokens, dead_after_tokens, warmup_steps, total_tokens, seed,
     pool, convention, learning_rate, decay_fraction, aux_coefficient, adam_beta1, adam_beta2, adam_epsilon, clip_norm,
     ema_decay, normalization, flags; d_out, k_start, k_anneal_steps, prefixes, prefix_weights, n_prefixes,
     sparsity_warmup_steps, resample_every, sparsity_coefficient, target_l0, bandwidth, initial_threshold, recipe, penalty,
-    scaling, frozen, layers);
+    scaling, frozen, layers, collective);
 
 /// Makes a run. It is started by `sae_trainer_init_from` or `sae_trainer_warm_start`. It takes about 41 bytes for each of
 /// `n_latents` · `d` (33 without the moving average, 1 less where no 8-bit copy of the encoder speeds it up), and for each
@@ -191,8 +196,8 @@ pub unsafe extern "C" fn sae_trainer_create(
     boundary(error, || {
         present("out", out)?;
         // SAFETY: the caller's pointers.
-        let (options, pool) = unsafe { sized::require("options", options)?.read()? };
-        let trainer = Trainer::new(&options, pool).map_err(|e| e.at("options"))?;
+        let (options, pool, ranks) = unsafe { sized::require("options", options)?.read()? };
+        let trainer = Trainer::among(&options, pool, ranks).map_err(|e| e.at("options"))?;
         // SAFETY: the caller's place for a handle.
         unsafe { put(out, sae_trainer(Exclusive::new(trainer))) };
         Ok(())
@@ -467,7 +472,8 @@ pub unsafe extern "C" fn sae_trainer_progress(
 }
 
 /// Saves all that is needed to continue to the same bits into a directory, which is made if it is not there. Whatever
-/// happens, the directory holds the last complete checkpoint.
+/// happens, the directory holds the last complete checkpoint. Of several processes each writes its part, into one directory
+/// that is the same for all.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_trainer_save(
     trainer: *mut sae_trainer,
@@ -485,7 +491,7 @@ pub unsafe extern "C" fn sae_trainer_save(
 }
 
 /// Continues a run from its last checkpoint. `options` may be NULL; what is set in them must agree with the checkpoint, except
-/// for `pool` and `max_batch_tokens`.
+/// for `pool`, `max_batch_tokens` and `collective`: as many processes go on as there are now.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_trainer_resume(
     dir: *const c_char,
@@ -496,11 +502,12 @@ pub unsafe extern "C" fn sae_trainer_resume(
     boundary(error, || {
         present("out", out)?;
         // SAFETY: the caller's pointers.
-        let (dir, (options, pool)) = unsafe {
+        let (dir, (options, pool, ranks)) = unsafe {
             let options = sized::read("options", options)?.map(|options| options.read()).transpose()?;
-            (required_text("dir", dir)?, options.unwrap_or_else(|| (TrainOptions::default(), Pool::serial())))
+            let defaults = || (TrainOptions::default(), Pool::serial(), Ranks::alone());
+            (required_text("dir", dir)?, options.unwrap_or_else(defaults))
         };
-        let trainer = Trainer::resume(Path::new(dir), &options, pool)?;
+        let trainer = Trainer::resume_among(Path::new(dir), &options, pool, ranks)?;
         // SAFETY: the caller's place for a handle.
         unsafe { put(out, sae_trainer(Exclusive::new(trainer))) };
         Ok(())
@@ -513,7 +520,7 @@ pub const SAE_EXPORT_WEIGHTS: i32 = 0;
 pub const SAE_EXPORT_EMA: i32 = 1;
 
 /// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1; of a crosscoder,
-/// the norms of their layers add up to 1 on the scale of training.
+/// the norms of their layers add up to 1 on the scale of training. Of several processes, all must call, and each gets the whole.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sae_trainer_export(
     trainer: *mut sae_trainer,
@@ -582,15 +589,19 @@ fn named<T: Copy>(name: &str, number: i32, known: &[T]) -> Result<T> {
 impl sae_train_options {
     /// # Safety
     /// What the pointers point to must be so.
-    unsafe fn read(&self) -> Result<(TrainOptions, Pool)> {
+    unsafe fn read(&self) -> Result<(TrainOptions, Pool, Ranks)> {
         let flags = SAE_TRAIN_NO_AUX | SAE_TRAIN_NO_EMA | SAE_TRAIN_TRANSCODER | SAE_TRAIN_SKIP;
         check_flags("options.flags", self.flags, flags)?;
         check_flags("options.frozen", self.frozen, FREEZE.iter().map(|(flag, _)| flag).sum())?;
         // SAFETY: the caller's promise.
         let (prefixes, prefix_weights) = unsafe { self.read_prefixes()? };
         // SAFETY: the caller's promise.
-        let (pool, convention) = unsafe {
-            (pool_or_serial("options.pool", self.pool)?, sae_convention::read("options.convention", self.convention)?)
+        let (pool, ranks, convention) = unsafe {
+            (
+                pool_or_serial("options.pool", self.pool)?,
+                ranks_or_alone("options.collective", self.collective)?,
+                sae_convention::read("options.convention", self.convention)?,
+            )
         };
         let options = TrainOptions {
             d: count("options.d", self.d)?,
@@ -637,7 +648,7 @@ impl sae_train_options {
                 .map(|(_, parameter)| *parameter)
                 .collect(),
         };
-        Ok((options, pool))
+        Ok((options, pool, ranks))
     }
 
     /// The sizes of the prefixes and their weights; nothing where there is no pointer.

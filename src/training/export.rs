@@ -3,12 +3,18 @@
 use super::warm_start::{decoder_norm, scale_rows};
 use super::{Export, Progress, TrainOptions};
 use crate::backend::training::{Parameter, Role, Training};
+use crate::collective::{Axis, Ranks};
 use crate::error::{Result, fail};
 use crate::sae::{Gate, Matrix, Normalization, Reference, Sae, Weights};
 use crate::tensor::{Array, DType, try_vec};
 
 /// The SAE as trained so far. What the run multiplied activations by is folded in.
-pub(super) fn export(options: &TrainOptions, progress: &Progress, backend: &dyn Training, what: Export) -> Result<Sae> {
+pub(super) fn export(
+    options: &TrainOptions,
+    progress: &Progress,
+    (backend, ranks): (&dyn Training, &Ranks),
+    what: Export,
+) -> Result<Sae> {
     let (role, correction) = match what {
         Export::Weights => (Role::Weight, 1.0),
         Export::Ema if options.no_ema => {
@@ -35,7 +41,7 @@ pub(super) fn export(options: &TrainOptions, progress: &Progress, backend: &dyn 
     let (input, output) = (f64::from(progress.scales.input), f64::from(progress.scales.output));
     // Reads a parameter, multiplied by `factor` on the way.
     let read = |parameter: Parameter, factor: f64, values: &mut [f32]| -> Result<()> {
-        backend.read(role, parameter, values)?;
+        read_whole((backend, ranks), (role, parameter), n, values)?;
         let factor = factor * correction;
         if factor != 1.0 {
             values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
@@ -120,4 +126,26 @@ pub(super) fn specimen(options: &TrainOptions) -> Result<Sae> {
         weights.w_skip = Some(matrix(d_out, d, 0.5)?);
     }
     Sae::new(spec, weights)
+}
+
+/// A parameter of all `n` latents, whichever ranks hold them.
+fn read_whole(
+    (backend, ranks): (&dyn Training, &Ranks),
+    (role, parameter): (Role, Parameter),
+    n: usize,
+    out: &mut [f32],
+) -> Result<()> {
+    if !parameter.is_of_latents() {
+        return backend.read(role, parameter, out);
+    }
+    let d = out.len() / n;
+    for place in 0..ranks.count(Axis::Latents) {
+        let part = ranks.part_of(n, place);
+        let rows = &mut out[part.start * d..part.end * d];
+        if place == ranks.place(Axis::Latents) {
+            ranks.settle(backend.read(role, parameter, rows))?;
+        }
+        ranks.broadcast(Axis::Latents, place, rows)?;
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! How a run starts: what a first sample tells, and random weights.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use rand_chacha::ChaCha8Rng;
@@ -196,21 +197,25 @@ pub(super) fn uniform_numbers(seed: u64, step: u64) -> impl FnMut() -> f64 {
     move || f64::from(random.next_u32()) / (f64::from(u32::MAX) + 1.0)
 }
 
-/// `rows` random unit vectors of length `d`, row after row: uniform in the cube, scaled. Only arithmetic that every machine
-/// rounds alike, so a seed means the same everywhere.
-pub(super) fn random_unit_rows(seed: u64, stream: u64, rows: usize, d: usize) -> Result<Array<f32>> {
+/// The `rows` of a sequence of random unit vectors of length `d`: uniform in the cube, scaled. Only arithmetic that every
+/// machine rounds alike, so a seed means the same everywhere.
+pub(super) fn random_unit_rows(seed: u64, stream: u64, rows: Range<usize>, d: usize) -> Result<Array<f32>> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(stream);
-    let mut values = Array::zeroed(rows.saturating_mul(d))?;
+    let mut values = Array::zeroed(rows.len().saturating_mul(d))?;
     let mut row = vec![0.0f64; d];
+    let mut draw = |row: &mut [f64]| loop {
+        row.fill_with(|| f64::from(random.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0);
+        let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        if norm > 1e-3 {
+            return norm;
+        }
+    };
+    for _ in 0..rows.start {
+        draw(&mut row);
+    }
     for out in values.chunks_exact_mut(d) {
-        let norm = loop {
-            row.fill_with(|| f64::from(random.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0);
-            let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-            if norm > 1e-3 {
-                break norm;
-            }
-        };
+        let norm = draw(&mut row);
         out.iter_mut().zip(&row).for_each(|(out, v)| *out = (v / norm) as f32);
     }
     Ok(values)
@@ -226,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_median_resists_outliers_and_minimises_distances() {
-        let mut values = random_unit_rows(7, 0, 1001, 5).unwrap();
+        let mut values = random_unit_rows(7, 0, 0..1001, 5).unwrap();
         values.iter_mut().enumerate().for_each(|(i, v)| *v += (i % 5) as f32);
         values[..5].fill(1e6);
         let sample = sample(&values, 5);
@@ -262,8 +267,9 @@ mod tests {
 
     #[test]
     fn random_rows_follow_the_seed() {
-        let rows = |seed, stream| random_unit_rows(seed, stream, 40, 17).unwrap();
+        let rows = |seed, stream| random_unit_rows(seed, stream, 0..40, 17).unwrap();
         assert!(*rows(3, 1) == *rows(3, 1) && *rows(3, 1) != *rows(4, 1) && *rows(3, 1) != *rows(3, 2));
+        assert_eq!(*random_unit_rows(3, 1, 7..12, 17).unwrap(), rows(3, 1)[7 * 17..12 * 17]);
         for row in rows(3, 1).chunks_exact(17) {
             assert!((row.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
         }

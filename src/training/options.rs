@@ -329,6 +329,8 @@ impl TrainOptions {
             skip: self.skip,
             frozen: self.frozen.clone(),
             n_latents: self.n_latents,
+            first_latent: 0,
+            whole_latents: self.n_latents,
             k: self.k.max(self.k_start),
             k_aux: if self.no_aux { 0 } else { self.k_aux },
             max_tokens: self.max_batch_tokens,

@@ -1,8 +1,12 @@
 //! The run itself: batches in, statistics out; start, save, resume, export.
 
+use std::ops::Range;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::checkpoint;
+use super::data::Fingerprint;
 use super::init::{PROBES, Sample, random_unit_rows, uniform_numbers};
 use super::stats::Scales;
 use super::{FIRED, Progress, Recipe, StepStats, TrainOptions, export, schedule, warm_start};
@@ -12,9 +16,10 @@ use crate::backend::training::{
     BatchSums, LossParameters, Parameter, Resampling, Role, StepParameters, Training, TrainingRows,
 };
 use crate::backend::{Input, Pool};
-use crate::error::{Result, fail};
+use crate::collective::Ranks;
+use crate::error::{Error, Result, Status, fail};
 use crate::features::{check_host, check_tensor};
-use crate::sae::{Normalization, Sae};
+use crate::sae::{Normalization, Reference, Sae};
 use crate::tensor::{DType, Tensor, try_vec};
 
 /// Why tensors must be in the host's memory.
@@ -60,10 +65,21 @@ struct Samples {
     scales: Scales,
 }
 
+/// What samples tell, which all ranks start from alike.
+#[derive(Serialize, Deserialize)]
+struct Findings {
+    normalizer: f64,
+    scales: Scales,
+    reference: Reference,
+    /// The norm that reconstructions of unit vectors shall have.
+    expected: f64,
+}
+
 /// One training run: weights, optimizer state and counters.
 pub struct Trainer {
     options: TrainOptions,
     pool: Pool,
+    ranks: Ranks,
     backend: Box<dyn Training>,
     /// `None` until the run is started.
     progress: Option<Progress>,
@@ -72,9 +88,24 @@ pub struct Trainer {
 impl Trainer {
     /// A run that has yet to be started with [`Self::init_from`] or [`Self::warm_start`].
     pub fn new(options: &TrainOptions, pool: Pool) -> Result<Self> {
-        let options = options.resolve()?;
-        let backend = Box::new(CpuTraining::new(options.shape(), pool.clone(), Kernels::best()?)?);
-        Ok(Self { options, pool, backend, progress: None })
+        Self::among(options, pool, Ranks::alone())
+    }
+
+    /// [`Self::new`] of one process of several, which all need the same options. Each holds its part of the latents, and steps
+    /// by its own tokens. Ranks start, step, save and export together: where one of them is refused, all are.
+    pub fn among(options: &TrainOptions, pool: Pool, ranks: Ranks) -> Result<Self> {
+        let word = options.resolve().and_then(|options| Ok((fingerprint_of(&options)?, options)));
+        let all = word.as_ref().map_or(0, |(word, _)| *word);
+        let (_, options) = ranks.agree_on(word, "options", all)?;
+        let make = || {
+            if options.resample_every > 0 && !ranks.is_alone() {
+                return fail!(Unsupported, "resample_every is given, but several processes cannot resample; use AuxK");
+            }
+            let shape = options.shape().shard(ranks.part(options.n_latents));
+            CpuTraining::among(shape, pool.clone(), Kernels::best()?, ranks.clone())
+        };
+        let backend = Box::new(ranks.agree(make())?);
+        Ok(Self { options, pool, ranks, backend, progress: None })
     }
 
     /// The options, every default filled in.
@@ -87,9 +118,14 @@ impl Trainer {
         self.progress.as_ref()
     }
 
+    /// The latents that this process holds.
+    pub fn latents(&self) -> Range<usize> {
+        self.ranks.part(self.options.n_latents)
+    }
+
     /// Starts a run from a first sample `[S, d]` (of a crosscoder `[S, layers, d]`): b_dec becomes its geometric median, its variance the loss's normaliser, and
     /// the random weights are scaled. Rows that are not finite are left out; of more than 32,768 rows, that many are
-    /// taken at even distances.
+    /// taken at even distances. Of several ranks, the sample of rank 0 counts.
     pub fn init_from(&mut self, sample: &Tensor<'_>) -> Result<()> {
         self.init(sample, None)
     }
@@ -101,56 +137,64 @@ impl Trainer {
     }
 
     fn init(&mut self, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<()> {
-        let Samples { input, target, scales } = self.read_samples(sample, target)?;
-        let outputs = target.as_ref().unwrap_or(&input);
-        let normalizer = outputs.variance()?;
-        let TrainOptions { layers, d_out, n_latents, k, seed, .. } = self.options;
-        let d = self.options.width();
+        let TrainOptions { layers, k, seed, .. } = self.options;
+        let shape = self.options.shape();
+        let (d, d_out) = (shape.d, shape.d_out);
+        let mut b_dec = try_vec(0.0, d_out)?;
+        let found = self.find(sample, target, |outputs| {
+            b_dec = outputs.geometric_median(&self.pool)?;
+            Ok(())
+        })?;
+        let ranks = self.ranks.clone();
+        ranks.broadcast_all(&mut b_dec)?;
+        let part = self.latents();
         // The encoder starts as the decoder, scaled so that unit vectors come back with unit norm, on average. A transcoder's
         // starts apart, and what comes back is on the scale of the targets' deviation.
-        let mut rows = random_unit_rows(seed, 0, n_latents, d)?;
-        if layers > 1 {
-            for row in rows.chunks_exact_mut(d) {
-                let norm = warm_start::decoder_norm(row, layers);
-                row.iter_mut().for_each(|w| *w /= norm);
+        let mut start = || {
+            let mut rows = random_unit_rows(seed, 0, part.clone(), d)?;
+            if layers > 1 {
+                for row in rows.chunks_exact_mut(d) {
+                    let norm = warm_start::decoder_norm(row, layers);
+                    row.iter_mut().for_each(|w| *w /= norm);
+                }
             }
-        }
-        let expected = if target.is_some() {
-            self.backend.write(Role::Weight, Parameter::WDec, &random_unit_rows(seed, 2, n_latents, d_out)?)?;
-            (normalizer * d_out as f64).sqrt() / input.root_mean_square()
-        } else {
-            self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
-            1.0
+            if target.is_some() {
+                let rows = random_unit_rows(seed, 2, part.clone(), d_out)?;
+                self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
+            } else {
+                self.backend.write(Role::Weight, Parameter::WDec, &rows)?;
+            }
+            self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
+            let probes = random_unit_rows(seed, 1, 0..PROBES, d)?;
+            let mut norms = [0.0; PROBES];
+            let at_once = self.options.max_batch_tokens;
+            for (probes, norms) in probes.chunks(at_once * d).zip(norms.chunks_mut(at_once)) {
+                self.backend.reconstruction_norms(probes, k, norms)?;
+            }
+            let norm = norms.iter().sum::<f64>() / PROBES as f64;
+            if norm > 0.0 {
+                rows.iter_mut().for_each(|w| *w = (f64::from(*w) / norm * found.expected) as f32);
+            }
+            self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
+            self.backend.write(Role::Weight, Parameter::BDec, &b_dec)?;
+            if layers > 1 {
+                // As if b_dec were subtracted from the input.
+                let product =
+                    |row: &[f32]| row.iter().zip(&b_dec).map(|(&w, &b)| f64::from(w) * f64::from(b)).sum::<f64>();
+                let biases: Vec<f32> = rows.chunks_exact(d).map(|row| -product(row) as f32).collect();
+                let gate = (self.options.recipe == Recipe::Gated).then_some(Parameter::BGate);
+                for parameter in [Some(Parameter::BEnc), gate].into_iter().flatten() {
+                    self.backend.write(Role::Weight, parameter, &biases)?;
+                }
+            }
+            if self.options.recipe == Recipe::JumpRelu {
+                let thresholds = try_vec(self.options.initial_threshold, part.len())?;
+                self.backend.write(Role::Weight, Parameter::Threshold, &thresholds)?;
+            }
+            Ok(())
         };
-        self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        let probes = random_unit_rows(seed, 1, PROBES, d)?;
-        let mut norms = [0.0; PROBES];
-        let at_once = self.options.max_batch_tokens;
-        for (probes, norms) in probes.chunks(at_once * d).zip(norms.chunks_mut(at_once)) {
-            self.backend.reconstruction_norms(probes, k, norms)?;
-        }
-        let norm = norms.iter().sum::<f64>() / PROBES as f64;
-        if norm > 0.0 {
-            rows.iter_mut().for_each(|w| *w = (f64::from(*w) / norm * expected) as f32);
-        }
-        self.backend.write(Role::Weight, Parameter::WEnc, &rows)?;
-        let median = outputs.geometric_median(&self.pool)?;
-        self.backend.write(Role::Weight, Parameter::BDec, &median)?;
-        if layers > 1 {
-            // As if b_dec were subtracted from the input.
-            let product =
-                |row: &[f32]| row.iter().zip(&median).map(|(&w, &b)| f64::from(w) * f64::from(b)).sum::<f64>();
-            let biases: Vec<f32> = rows.chunks_exact(d).map(|row| -product(row) as f32).collect();
-            let gate = (self.options.recipe == Recipe::Gated).then_some(Parameter::BGate);
-            for parameter in [Some(Parameter::BEnc), gate].into_iter().flatten() {
-                self.backend.write(Role::Weight, parameter, &biases)?;
-            }
-        }
-        if self.options.recipe == Recipe::JumpRelu {
-            let thresholds = try_vec(self.options.initial_threshold, n_latents)?;
-            self.backend.write(Role::Weight, Parameter::Threshold, &thresholds)?;
-        }
-        self.progress = Some(Progress::start(normalizer, scales, input.reference()));
+        ranks.settle(start())?;
+        self.progress = Some(Progress::start(found.normalizer, found.scales, found.reference));
         Ok(())
     }
 
@@ -168,21 +212,63 @@ impl Trainer {
     }
 
     fn start_from(&mut self, sae: &Sae, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<()> {
-        warm_start::check(sae, &self.options)?;
-        let Samples { input, target, scales } = self.read_samples(sample, target)?;
-        let normalizer = target.as_ref().unwrap_or(&input).variance()?;
-        warm_start::write(sae, &self.options, &scales, self.backend.as_mut())?;
-        self.progress = Some(Progress::start(normalizer, scales, input.reference()));
+        self.ranks.agree(warm_start::check(sae, &self.options))?;
+        let found = self.find(sample, target, |_| Ok(()))?;
+        let part = self.latents();
+        let written = if self.ranks.is_alone() {
+            warm_start::write(sae, &self.options, &found.scales, self.backend.as_mut())
+        } else {
+            let shard = sae.shard(part.start, part.len());
+            shard.and_then(|sae| warm_start::write(&sae, &self.options, &found.scales, self.backend.as_mut()))
+        };
+        self.ranks.agree(written)?;
+        self.progress = Some(Progress::start(found.normalizer, found.scales, found.reference));
         Ok(())
     }
 
-    fn read_samples(&self, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<Samples> {
+    /// What the samples tell; of several ranks, rank 0 tells it to the others, and has a look at them itself.
+    fn find(
+        &self,
+        sample: &Tensor<'_>,
+        target: Option<&Tensor<'_>>,
+        look: impl FnOnce(&Sample) -> Result<()>,
+    ) -> Result<Findings> {
+        self.ranks.check()?;
+        let found = self.check_samples(sample, target).and_then(|()| {
+            if self.ranks.rank() > 0 {
+                return Ok(Vec::new());
+            }
+            let Samples { input, target, scales } = self.read_samples(sample, target)?;
+            let outputs = target.as_ref().unwrap_or(&input);
+            let normalizer = outputs.variance()?;
+            look(outputs)?;
+            let expected = match target {
+                Some(_) => (normalizer * self.options.d_out as f64).sqrt() / input.root_mean_square(),
+                None => 1.0,
+            };
+            if !expected.is_finite() {
+                return fail!(InvalidTensor, "sample: all of its rows are zero");
+            }
+            let found = Findings { normalizer, scales, reference: input.reference(), expected };
+            serde_json::to_vec(&found).map_err(internal)
+        });
+        let mut found = self.ranks.agree(found)?;
+        self.ranks.broadcast_bytes(&mut found)?;
+        serde_json::from_slice(&found).map_err(internal)
+    }
+
+    fn check_samples(&self, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<()> {
         if self.progress.is_some() {
             return fail!(BadState, "the run is already started; make a new trainer to start another");
         }
-        let TrainOptions { d_out, normalization, scaling, layers, .. } = self.options;
         self.check_target(target.is_some())?;
         self.check_input("sample", sample, sample.rows())?;
+        let shape = [sample.rows(), self.options.d_out];
+        target.map_or(Ok(()), |target| self.check_rows("target", target, &shape))
+    }
+
+    fn read_samples(&self, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<Samples> {
+        let TrainOptions { normalization, scaling, layers, .. } = self.options;
         let read = |name: &str, sample: &Tensor<'_>, normalization| -> Result<(Sample, Scales)> {
             let mut sample = Sample::read(name, sample, normalization)?;
             let scales = sample.scales(scaling, layers).map_err(|e| e.at(name))?;
@@ -191,7 +277,6 @@ impl Trainer {
         };
         let (input, scales) = read("sample", sample, normalization)?;
         let Some(target) = target else { return Ok(Samples { input, target: None, scales }) };
-        self.check_rows("target", target, &[sample.rows(), d_out])?;
         let (target, Scales { output, .. }) = read("target", target, Normalization::None)?;
         Ok(Samples { input, target: Some(target), scales: Scales { output, ..scales } })
     }
@@ -226,10 +311,11 @@ impl Trainer {
     /// weights, optimizer and moving average stay as they are, and so does what was measured; but the batch counts as given
     /// and seen, also for latents that did not fire.
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<StepStats> {
-        self.check_batch(batch)?;
-        let Some(progress) = &mut self.progress else {
-            return fail!(BadState, "the run is not started; call init_from with a first sample");
-        };
+        self.ranks.check()?;
+        let not_started = || Error::new(Status::BadState, "the run is not started; call init_from with a first sample");
+        let started = self.progress.as_ref().map(|_| ()).ok_or_else(not_started);
+        self.ranks.agree_on(self.check_batch(batch).and(started), "accumulate", batch.accumulate.into())?;
+        let progress = self.progress.as_mut().ok_or_else(not_started)?;
         let loss = LossParameters {
             k: schedule::k(&self.options, progress.step + 1),
             normalizer: progress.normalizer,
@@ -242,7 +328,7 @@ impl Trainer {
         let target = batch.target.map(|target| (target, progress.scales.output));
         let rows = TrainingRows { input, scales: progress.scales.inputs(), target, mask: batch.row_mask };
         let sums = self.backend.accumulate(&rows, &loss)?;
-        progress.rows_given += batch.x.rows() as u64;
+        progress.rows_given += (sums.tokens + sums.tokens_masked + sums.tokens_not_finite) as u64;
         progress.tokens_seen += sums.tokens as u64;
         progress.pending_tokens += sums.tokens as u64;
         let mut stats = statistics(&sums, &loss, &self.options, progress);
@@ -302,7 +388,7 @@ impl Trainer {
     }
 
     /// From the next step on learning rates are the schedule's times this, until it is set again; a checkpoint keeps it. A run that
-    /// diverged may go on from its last good state with less.
+    /// diverged may go on from its last good state with less. Ranks set the same.
     pub fn set_rate(&mut self, rate: f64) -> Result<()> {
         if !(rate > 0.0 && rate.is_finite()) {
             return fail!(InvalidArgument, "rate must be a positive number, not {rate}");
@@ -310,27 +396,38 @@ impl Trainer {
         let Some(progress) = &mut self.progress else {
             return fail!(BadState, "the run is not started, so it has no rate");
         };
+        self.ranks.agree_on(Ok(()), "rate", rate.to_bits())?;
         progress.rate = rate;
         Ok(())
     }
 
     /// Saves everything needed to go on to the same bits into a folder, atomically: whatever happens, the folder holds
-    /// the last complete checkpoint. Random numbers follow from the seed and the step, so nothing more is kept of them.
+    /// the last complete checkpoint. Random numbers follow from the seed and the step, so nothing more is kept of them. Of several
+    /// ranks each writes the latents that it holds, into one folder that all can reach.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        self.ranks.check()?;
         let Some(progress) = &self.progress else {
             return fail!(BadState, "the run is not started, so there is nothing to save");
         };
-        checkpoint::save(folder, &self.options, progress, self.backend.as_ref())
+        checkpoint::save(folder, &self.options, progress, self.backend.as_ref(), &self.ranks)
             .map_err(|error| error.at(folder.display()))
     }
 
     /// Goes on from a checkpoint. Options left at their default are as stored; given ones must agree with the stored,
     /// except `max_batch_tokens`.
     pub fn resume(folder: &Path, options: &TrainOptions, pool: Pool) -> Result<Self> {
+        Self::resume_among(folder, options, pool, Ranks::alone())
+    }
+
+    /// [`Self::resume`] of one process of several; as many as there are now, whatever number saved.
+    pub fn resume_among(folder: &Path, options: &TrainOptions, pool: Pool, ranks: Ranks) -> Result<Self> {
         let resume = || {
-            let stored = checkpoint::open(folder)?;
-            let mut trainer = Self::new(&options.resume(stored.options())?, pool)?;
-            trainer.progress = Some(stored.load(trainer.backend.as_mut())?);
+            let stored = checkpoint::open(folder).and_then(|stored| Ok((options.resume(stored.options())?, stored)));
+            let (options, stored) = ranks.agree(stored)?;
+            let mut trainer = Self::among(&options, pool, ranks)?;
+            let loaded = stored.load(trainer.latents(), trainer.backend.as_mut());
+            let word = loaded.as_ref().map_or(Ok(0), fingerprint_of)?;
+            trainer.progress = Some(trainer.ranks.agree_on(loaded, "checkpoint", word)?);
             Ok(trainer)
         };
         resume().map_err(|error: crate::Error| error.at(folder.display()))
@@ -338,13 +435,25 @@ impl Trainer {
 
     /// The SAE as trained so far. Decoder rows have unit norm; a crosscoder's have that on the scale of training, which is another
     /// for each layer. Its convention's reference, where the options leave it open, is
-    /// what the run has measured.
+    /// what the run has measured. Of several ranks each gets the whole.
     pub fn export(&self, what: Export) -> Result<Sae> {
+        self.ranks.check()?;
         let Some(progress) = &self.progress else {
             return fail!(BadState, "the run is not started, so there is nothing to export");
         };
-        export::export(&self.options, progress, self.backend.as_ref(), what)
+        export::export(&self.options, progress, (self.backend.as_ref(), &self.ranks), what)
     }
+}
+
+/// A number that tells whether ranks have the same.
+fn fingerprint_of(what: &impl Serialize) -> Result<u64> {
+    let mut fingerprint = Fingerprint::new();
+    fingerprint.add(&serde_json::to_vec(what).map_err(internal)?);
+    Ok(fingerprint.value())
+}
+
+fn internal(error: serde_json::Error) -> Error {
+    Error::new(Status::Internal, error.to_string())
 }
 
 /// Starts dead latents anew. What is drawn depends on the seed and the step alone, so that nothing of it need be stored.

@@ -79,9 +79,10 @@ pub(super) fn check(sae: &Sae, options: &TrainOptions) -> Result<()> {
 
 /// Hands the weights to a backend. Decoder rows are scaled to norm 1 and the encoder inversely, so that each latent
 /// contributes what it did; norms by which the SAE multiplied its scores are thereby folded in. If it did not subtract b_dec
-/// from its inputs, its biases take in what that would change. Then all is on the scale of the run's activations.
+/// from its inputs, its biases take in what that would change. Then all is on the scale of the run's activations. For one rank of
+/// several, `sae` is the shard that it holds.
 pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: &Scales, backend: &mut dyn Training) -> Result<()> {
-    let (spec, weights, n) = (sae.spec(), sae.weights(), options.n_latents);
+    let (spec, weights, n) = (sae.spec(), sae.weights(), sae.spec().n_latents);
     let (input, output) = (f64::from(scales.input), f64::from(scales.output));
     let shape = options.shape();
     let (d, d_out) = (shape.d, shape.d_out);
@@ -99,6 +100,7 @@ pub(super) fn write(sae: &Sae, options: &TrainOptions, scales: &Scales, backend:
     for (i, (norm, row)) in norms.iter_mut().zip(rows.chunks_exact(d_out)).enumerate() {
         *norm = decoder_norm(row, shape.layers);
         if *norm == 0.0 || !norm.is_finite() {
+            let i = spec.first_latent + i;
             return fail!(InvalidArgument, "model: W_dec row {i} has norm {norm} and cannot be scaled to 1");
         }
     }

@@ -16,6 +16,7 @@ mod library;
 mod no_gpu;
 mod operations;
 mod programs;
+mod ranks;
 mod readme;
 mod releases;
 mod toolchain;

@@ -3,6 +3,8 @@
 
 mod rule;
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::Input;
@@ -32,8 +34,12 @@ pub struct TrainingShape {
     pub layers: usize,
     /// What stays as it is.
     pub frozen: Vec<Parameter>,
-    /// Number of latents.
+    /// Number of latents here.
     pub n_latents: usize,
+    /// Which one of the whole SAE's they begin with, where other ranks hold the others.
+    pub first_latent: usize,
+    /// Latents of the whole SAE.
+    pub whole_latents: usize,
     /// The most latents kept per token at any time of the run, on average where the batch chooses; of no meaning to rules
     /// that count none.
     pub k: usize,
@@ -60,6 +66,8 @@ impl TrainingShape {
             layers: 1,
             frozen: Vec::new(),
             n_latents,
+            first_latent: 0,
+            whole_latents: n_latents,
             k,
             k_aux: 0,
             max_tokens: 1,
@@ -89,6 +97,16 @@ impl TrainingShape {
             Parameter::BDec => vec![d_out],
             Parameter::WSkip => vec![d_out, d],
         }
+    }
+
+    /// The latents `part` of a whole SAE alone, for one of several ranks.
+    pub fn shard(&self, part: Range<usize>) -> Self {
+        let mut shard = Self { n_latents: part.len(), first_latent: part.start, ..self.clone() };
+        if let Rule::BatchTopK { levels } = &mut shard.rule {
+            let prefixes = levels.iter_mut().map(|level| &mut level.prefix);
+            prefixes.for_each(|prefix| *prefix = prefix.saturating_sub(part.start).min(part.len()));
+        }
+        shard
     }
 
     /// How many numbers a parameter has; at most `usize::MAX`.
@@ -121,6 +139,11 @@ pub enum Parameter {
 impl Parameter {
     /// What every run has.
     pub const COMMON: [Self; 4] = [Self::WEnc, Self::BEnc, Self::WDec, Self::BDec];
+
+    /// Whether it has a row for each latent.
+    pub fn is_of_latents(self) -> bool {
+        !matches!(self, Self::BDec | Self::WSkip)
+    }
 
     /// Its name in the field.
     pub fn name(self) -> &'static str {
@@ -189,7 +212,7 @@ pub struct LossParameters {
     pub dead_after_tokens: u64,
 }
 
-/// What a batch came to: sums over its tokens.
+/// What a batch came to: sums over its tokens, of all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BatchSums {
     /// Tokens trained on.
@@ -250,7 +273,8 @@ pub struct Resampling<'a> {
     pub draw: &'a mut dyn FnMut() -> f64,
 }
 
-/// The numbers of one run on one device. Results do not depend on how many threads share the work.
+/// The numbers of one run on one device, of one rank's latents. Results do not depend on how many threads share the work. Ranks
+/// make the same calls, but for reading and writing.
 pub trait Training: Send {
     /// Forward, losses and backward of a batch whose shapes are checked; its gradients are added to what is there. Also
     /// counts how long each latent has not fired: 0 if it fired in the batch, else the batch's tokens more.

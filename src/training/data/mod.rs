@@ -30,6 +30,8 @@ mod rows;
 mod shard;
 mod shards;
 
+pub(super) use fingerprint::Fingerprint;
+
 pub use buffer::{Buffer, BufferMemory, BufferOptions, BufferStats, Choice, Push, Room, Taken, Wait};
 pub use rows::{Layout, Rows};
 pub use shards::{ShardOptions, Shards, Shuffle, Told};

@@ -72,8 +72,8 @@ impl Activation<'_> {
     }
 
     /// Adds what holds activations down to the pulls, which are by activations and become those by scores; gives it, without
-    /// its coefficient. Gates still lack what [`Gates::explain`] adds.
-    pub(super) fn penalize(self, slots: &mut Slots<'_>) -> f64 {
+    /// its coefficient; `l0` is how many are active. Gates still lack what [`Gates::explain`] adds.
+    pub(super) fn penalize(self, slots: &mut Slots<'_>, l0: f32) -> f64 {
         let Slots { indices, values, pulls, extras } = slots;
         match self {
             Self::Score => 0.0,
@@ -82,7 +82,7 @@ impl Activation<'_> {
                 values.iter().map(|z| f64::from(*z)).sum()
             }
             Self::JumpRelu { rule, threshold, coefficient } => {
-                let (penalty, slope) = rule.penalty(values);
+                let (penalty, slope) = rule.penalty(values, l0);
                 for ((pull, score), &i) in pulls.iter_mut().zip(extras.iter_mut()).zip(indices.iter()) {
                     (*pull, *score) = rule.pull(*score, threshold[i as usize], *pull, coefficient, coefficient * slope);
                 }

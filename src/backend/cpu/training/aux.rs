@@ -5,6 +5,7 @@ use super::backward::{self, LatentLists};
 use super::dense::Dense;
 use super::forward::{Problem, Reconstruction};
 use super::levels::Levels;
+use super::peers::Peers;
 use super::state::{Gradient, Parameters, State};
 use super::sums::squared_deviation;
 use crate::backend::cpu::encode::Workers;
@@ -12,6 +13,7 @@ use crate::backend::cpu::encoder::Encoder;
 use crate::backend::cpu::rows::Rows;
 use crate::backend::cpu::select::Selection;
 use crate::backend::training::{LossParameters, Rule, TrainingShape};
+use crate::collective::{Axis, Ranks};
 use crate::error::Result;
 use crate::tensor::Array;
 
@@ -53,57 +55,73 @@ pub(super) struct Leftovers<'a> {
     pub rows: usize,
 }
 
+/// A batch as the main codes left it.
+#[derive(Clone, Copy)]
+pub(super) struct Explained<'a> {
+    /// `[T, d]`: the encoder's inputs.
+    pub inputs: &'a [f32],
+    /// `[T, d_out]`: what is left over.
+    pub errors: &'a [f32],
+    /// Tokens of all ranks.
+    pub tokens: usize,
+    /// Dead latents of all ranks.
+    pub dead: usize,
+}
+
 impl Aux {
-    pub(super) fn new(shape: &TrainingShape, rows: usize) -> Result<Self> {
+    pub(super) fn new(shape: &TrainingShape, rows: usize, ranks: &Ranks) -> Result<Self> {
         let n = shape.n_latents;
         let signed = shape.rule == Rule::AbsTopK;
-        let fit = Reconstruction::new(rows, shape.d_out, shape.k_aux, 1, 0)?;
-        // Dense products are by positive activations alone, and of rows of one length.
-        let dense =
-            Dense::new(if signed || shape.d_out != shape.d { 0 } else { n.min(FEW * shape.k_aux) }, rows, shape.d)?;
+        let fit = Reconstruction::new(rows, shape.d_out, shape.k_aux.min(n), 1, 0)?.among_peers(ranks)?;
+        // Dense products are by positive activations alone, of rows of one length, and of all dead latents.
+        let sparse = signed || shape.d_out != shape.d || ranks.count(Axis::Latents) > 1;
+        let dense = Dense::new(if sparse { 0 } else { n.min(FEW * shape.k_aux) }, rows, shape.d)?;
         Ok(Self { k: shape.k_aux, rows, signed, fit, dense, dead: Array::zeroed(n)?, b_enc: Array::zeroed(n)? })
     }
 
-    /// Adds AuxK's gradients; `errors` `[T, d]` is what the main codes left of the inputs. Gives the loss.
+    /// Adds AuxK's gradients. Gives the loss.
     pub(super) fn add(
         &mut self,
         workers: &Workers<'_>,
         state: &mut State,
         lists: &mut LatentLists,
-        inputs: &[f32],
-        errors: &[f32],
+        batch: &Explained<'_>,
         loss: &LossParameters,
-    ) -> f64 {
+        peers: &mut Peers,
+    ) -> Result<f64> {
         let State { weights, gradient, unfired, .. } = state;
+        let &Explained { inputs, errors, tokens, dead: all_dead } = batch;
         let d_out = weights.b_dec.len();
-        let all_dead = (0..unfired.len()).filter(|&i| unfired[i] >= loss.dead_after_tokens);
+        let of_rank = (0..unfired.len()).filter(|&i| unfired[i] >= loss.dead_after_tokens);
         let mut dead = 0;
-        for i in all_dead {
+        for i in of_rank {
             (self.dead[dead], self.b_enc[dead]) = (i as u32, weights.b_enc[i]);
             dead += 1;
         }
-        let deviation = if dead > 0 { squared_deviation(workers.pool, errors, d_out) } else { 0.0 };
+        let deviation =
+            if all_dead > 0 { squared_deviation(workers.pool, errors, d_out, tokens, &peers.ranks)? } else { 0.0 };
         if deviation == 0.0 {
-            return 0.0;
+            return Ok(0.0);
         }
         // Gradients are sums over tokens that the step divides by their number; the loss is a ratio, free of it.
-        let tokens = (errors.len() / d_out) as f64;
         let task = Leftovers {
             dead: &self.dead[..dead],
             b_enc: &self.b_enc[..dead],
             k: self.k,
             inputs,
             errors,
-            pull: 2.0 * loss.aux_coefficient * tokens / deviation,
+            pull: 2.0 * loss.aux_coefficient * tokens as f64 / deviation,
             rows: self.rows,
         };
-        let squares = if self.dense.holds(dead) {
+        let squares = if dead > 0 && self.dense.holds(dead) {
             self.dense.add(workers, &task, weights, gradient)
         } else {
             let selection = if self.signed { Selection::AbsTopK(self.k) } else { Selection::TopK(self.k) };
-            add_sparse(workers, &task, selection, weights, gradient, (&mut self.fit, lists))
+            add_sparse(workers, &task, selection, weights, gradient, (&mut self.fit, lists, peers))?
         };
-        loss.aux_coefficient * squares / deviation
+        let mut squares = [squares];
+        peers.ranks.sum_f64(Axis::Data, &mut squares)?;
+        Ok(loss.aux_coefficient * squares[0] / deviation)
     }
 }
 
@@ -114,8 +132,8 @@ fn add_sparse(
     selection: Selection,
     weights: &Parameters,
     gradient: &mut Gradient,
-    (fit, lists): (&mut Reconstruction, &mut LatentLists),
-) -> f64 {
+    (fit, lists, peers): (&mut Reconstruction, &mut LatentLists, &mut Peers),
+) -> Result<f64> {
     let &Leftovers { dead: ids, b_enc, k, inputs, errors, pull, rows } = task;
     let d_out = weights.b_dec.len();
     let d = weights.w_enc.len() / weights.b_enc.len();
@@ -126,11 +144,11 @@ fn add_sparse(
         let w_dec = &weights.w_dec;
         let (levels, activation) = (Levels::One, Activation::Score);
         let problem = Problem { encoder, ids: Some(ids), inputs, targets, w_dec, pull, levels, activation };
-        fit.fit(workers, &problem, k);
+        peers.fit(workers, &problem, k, fit)?;
         squares += fit.sums().squared_error;
         backward::add(workers, &problem, fit, lists, gradient);
     }
-    squares
+    Ok(squares)
 }
 
 #[cfg(test)]
@@ -164,7 +182,9 @@ mod tests {
         state.gradient.sums.w_enc[d..2 * d].fill(0.25);
         // Fewer rows at a time than the batch has.
         let rows = max_tokens / 3 + 1;
-        let mut aux = Aux::new(shape, rows).unwrap();
+        let ranks = Ranks::alone();
+        let mut aux = Aux::new(shape, rows, &ranks).unwrap();
+        let mut peers = Peers::new(ranks, shape, rows, k_aux).unwrap();
         if !dense {
             aux.dense = Dense::new(0, rows, d).unwrap();
         }
@@ -181,7 +201,9 @@ mod tests {
             let slots = Slots::new(memory.as_mut_slice(), plan);
             let workers = Workers { kernels, pool: &pool, slots: &slots };
             let (inputs, errors) = (numbers(seed, max_tokens * d), numbers(seed + 10, max_tokens * d));
-            aux.add(&workers, &mut state, &mut lists, &inputs, &errors, &loss)
+            let dead = state.unfired.iter().filter(|tokens| **tokens >= 1).count();
+            let batch = Explained { inputs: &inputs, errors: &errors, tokens: max_tokens, dead };
+            aux.add(&workers, &mut state, &mut lists, &batch, &loss, &mut peers).unwrap()
         });
         let read = |parameter: Parameter| {
             let mut values = vec![0.0; shape.len(parameter)];

@@ -60,7 +60,7 @@ impl LatentLists {
         }
         let (count, entries) = (levels.count(), self.tokens.len());
         for (row, slots) in codes.used().rev() {
-            let used = slots.len();
+            let (used, levels) = (slots.len(), codes.levels(row, levels));
             let extras = &codes.extras[codes.extra * slots.start..][..codes.extra * used];
             for (rank, slot) in slots.enumerate() {
                 let latent = codes.indices[slot];

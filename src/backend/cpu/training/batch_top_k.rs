@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::codes::Codes;
 use super::forward::as_given;
+use super::peers::Peers;
 use crate::backend::Order;
 use crate::backend::cpu::encode::{Job, Workers, encode};
 use crate::backend::cpu::encoder::Encoder;
@@ -43,8 +44,8 @@ impl Selector {
         Ok(Self { candidates: Array::zeroed(most.saturating_mul(2))?, floors: Array::zeroed(n_latents)? })
     }
 
-    /// Makes codes of the `kept` largest positive scores; of equals those of earlier rows, then of lower latents. Gives the
-    /// smallest of them, if there are any.
+    /// Makes codes of the `kept` largest positive scores of all ranks, as far as they are of this one; of equals those of
+    /// earlier rows win, then of lower latents. Gives the smallest of them, if there are any.
     pub(super) fn select(
         &mut self,
         workers: &Workers<'_>,
@@ -52,26 +53,56 @@ impl Selector {
         inputs: &[f32],
         kept: usize,
         codes: &mut Codes,
-    ) -> Option<f32> {
+        peers: &Peers,
+    ) -> Result<Option<f32>> {
         let encoder = Encoder { selection: Selection::All, ..*encoder };
         // What is surely too small is not even gathered. Should the guess prove too high, nothing is taken for granted.
         let guess = self.floors[0];
         let Self { candidates, floors } = self;
         let (n, rows) = (floors.len(), inputs.len() / encoder.d());
-        let some = (SHARE * kept / rows).min(n);
+        let some = (SHARE * kept / rows.max(1)).min(n);
         let guessed = Encoder { threshold: Some(floors), ..encoder };
         let whole = Encoder { int8: None, ..encoder };
         let mut gather = |encoder, limit| gather(workers, encoder, inputs, (kept, limit), candidates);
-        let of_guess =
-            (guess > 0.0).then(|| gather(&guessed, some)).filter(|found| found.len == kept && found.is_sure());
+        let of_guess = (guess > 0.0).then(|| gather(&guessed, some)).filter(Gathered::is_sure);
+        // What one rank must look at anew, all do.
+        let unsure = peers.sum(usize::from(of_guess.is_none()))?;
+        let enough = peers.sum(of_guess.as_ref().map_or(0, |found| found.len))? >= kept;
+        let of_guess = of_guess.filter(|_| unsure == 0 && enough);
         let mut anew = || [some, n].into_iter().map(|limit| gather(&whole, limit)).find(Gathered::is_sure);
-        let Gathered { len: found, smallest, .. } = of_guess.or_else(&mut anew).unwrap_or_default();
+        let found = of_guess.or_else(&mut anew).unwrap_or_default().len;
+        let (found, all) = keep_largest(&mut candidates[..found], kept, peers)?;
         let winners = &mut candidates[..found];
+        let smallest = peers.least(winners.iter().map(|candidate| candidate.score).min_by(f32::total_cmp))?;
         winners.sort_unstable_by_key(|candidate| candidate.place);
-        floors.fill(smallest.filter(|_| found == kept).map_or(0.0, |smallest| GUESS * smallest));
+        floors.fill(smallest.filter(|_| all == kept).map_or(0.0, |smallest| GUESS * smallest));
         list(winners, rows, codes);
-        smallest
+        Ok(smallest)
     }
+}
+
+/// Brings those candidates to the front that are among the `kept` largest of all ranks; tells how many, and how many all
+/// ranks have.
+fn keep_largest(candidates: &mut [Candidate], kept: usize, peers: &Peers) -> Result<(usize, usize)> {
+    let all = peers.sum(candidates.len())?;
+    if all <= kept || kept == 0 {
+        return Ok((candidates.len().min(kept), all.min(kept)));
+    }
+    // Positive numbers order as their bits do. Places are of all ranks' rows and latents.
+    let by_score = |candidate: &Candidate| u64::from(!candidate.score.to_bits());
+    let by_place = |candidate: &Candidate| peers.place_of(candidate.place);
+    let (last, before) = peers.nth(candidates.iter().map(by_score), 4, kept)?;
+    let equals = candidates.iter().filter(|candidate| by_score(candidate) == last);
+    let (last_place, _) = peers.nth(equals.map(by_place), 8, kept - before)?;
+    let mut count = 0;
+    for i in 0..candidates.len() {
+        let score = by_score(&candidates[i]);
+        if score < last || score == last && by_place(&candidates[i]) <= last_place {
+            candidates.swap(count, i);
+            count += 1;
+        }
+    }
+    Ok((count, kept))
 }
 
 /// What was brought together.
@@ -181,6 +212,8 @@ mod tests {
     use crate::backend::cpu::Kernels;
     use crate::backend::cpu::rows::Rows;
     use crate::backend::cpu::scratch::{Plan, Slots};
+    use crate::backend::training::TrainingShape;
+    use crate::collective::Ranks;
     use crate::tensor::AlignedBytes;
 
     /// Numbers that look random, few of them different, so that scores tie within and between rows.
@@ -200,6 +233,7 @@ mod tests {
             let mut memory = AlignedBytes::zeroed(plan.bytes() * threads).unwrap();
             let mut selector = Selector::new(most * k, n).unwrap();
             let mut codes = Codes::new(most, k, 0).unwrap();
+            let peers = Peers::new(Ranks::alone(), &TrainingShape::top_k(k, d, n), most, k).unwrap();
             // The guesses of large batches are too high for those that follow them, and for those with few positive scores.
             for (round, (rows, scale)) in
                 [(29, 1.0), (29, 100.0), (5, 0.01), (1, 1.0), (29, -1.0), (7, 0.0), (29, 3.0)].into_iter().enumerate()
@@ -219,7 +253,8 @@ mod tests {
 
                 let slots = Slots::new(memory.as_mut_slice(), plan);
                 let workers = Workers { kernels, pool: &pool, slots: &slots };
-                assert_eq!(selector.select(&workers, &encoder, &inputs, k * rows, &mut codes), smallest, "{round}");
+                let selected = selector.select(&workers, &encoder, &inputs, k * rows, &mut codes, &peers);
+                assert_eq!(selected.unwrap(), smallest, "{round}");
                 let found = codes.used().flat_map(|(row, slots)| slots.map(move |slot| (row, slot)));
                 let found: Vec<_> =
                     found.map(|(row, slot)| (codes.values[slot], row, codes.indices[slot] as usize)).collect();

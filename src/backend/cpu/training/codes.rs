@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::levels::Levels;
 use crate::backend::cpu::blocks::Parts;
 use crate::error::Result;
 use crate::tensor::Array;
@@ -24,6 +25,9 @@ pub(super) struct Codes {
     /// start on.
     pub extras: Array<f32>,
     pub extra: usize,
+    /// `[rows]`, where other ranks hold further codes of the rows: slots here that are among a row's largest, as
+    /// [`Levels::ByRank`] counts them.
+    pub firsts: Array<u32>,
 }
 
 impl Codes {
@@ -39,6 +43,7 @@ impl Codes {
             pulls: Array::zeroed(slots)?,
             extras: Array::zeroed(slots.saturating_mul(extra))?,
             extra,
+            firsts: Array::zeroed(0)?,
         };
         codes.spread(width);
         Ok(codes)
@@ -47,6 +52,11 @@ impl Codes {
     /// Gives each row a span of `width` slots.
     pub(super) fn spread(&mut self, width: usize) {
         self.starts.iter_mut().enumerate().for_each(|(row, start)| *start = (row * width) as u32);
+    }
+
+    /// What reconstructions of a row are made of.
+    pub(super) fn levels<'a>(&self, row: usize, levels: Levels<'a>) -> Levels<'a> {
+        levels.of_row(row, &self.firsts)
     }
 
     /// The slots in use, row by row.

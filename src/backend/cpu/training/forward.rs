@@ -9,6 +9,7 @@ use crate::backend::cpu::encode::{Encoded, Job, Workers, encode};
 use crate::backend::cpu::encoder::Encoder;
 use crate::backend::cpu::prepare::Prepared;
 use crate::backend::cpu::rows::Rows;
+use crate::collective::{Axis, Ranks};
 use crate::error::Result;
 use crate::tensor::{Array, try_vec};
 
@@ -43,6 +44,8 @@ struct Report {
     penalty: f64,
     /// Active latents.
     active: u32,
+    /// The same, where it matters of all ranks.
+    l0: f32,
 }
 
 /// Sums over rows.
@@ -64,6 +67,17 @@ impl FitSums {
         self.penalty += other.penalty;
         self.active += other.active;
     }
+
+    /// Becomes that of all ranks. What is left over of a token is known alike to all that see it.
+    pub(super) fn sum_up(&mut self, ranks: &Ranks) -> Result<()> {
+        let mut own = [self.penalty, self.active as f64];
+        ranks.sum_f64(Axis::Latents, &mut own)?;
+        let mut all = [self.squared_error, self.reconstruction, self.gates, own[0], own[1]];
+        ranks.sum_f64(Axis::Data, &mut all)?;
+        [self.squared_error, self.reconstruction, self.gates, self.penalty, _] = all;
+        self.active = all[4] as u64;
+        Ok(())
+    }
 }
 
 /// Rows explained by codes.
@@ -81,13 +95,23 @@ pub(super) struct Reconstruction {
 struct Row<'a> {
     slots: Slots<'a>,
     leftover: &'a mut [f32],
-    levels: Option<&'a mut [f32]>,
+    levels: Levels<'a>,
+    /// What [`Reconstruction::levels`] has of it.
+    sums: Option<&'a mut [f32]>,
     report: &'a mut Report,
     /// As long as the leftover.
     scratch: &'a mut [f32],
 }
 
 impl Reconstruction {
+    /// Makes room to tell which of a row's codes are among its largest, where other ranks hold further ones.
+    pub(super) fn among_peers(mut self, ranks: &Ranks) -> Result<Self> {
+        if ranks.count(Axis::Latents) > 1 {
+            self.codes.firsts = Array::zeroed(self.codes.counts.len())?;
+        }
+        Ok(self)
+    }
+
     /// For rows of length `d`, up to `width` codes for each, on average where spans are not all alike, with `extra` numbers
     /// more for each.
     pub(super) fn new(max_rows: usize, d: usize, width: usize, levels: usize, extra: usize) -> Result<Self> {
@@ -103,6 +127,22 @@ impl Reconstruction {
 
     /// Encodes the inputs, up to `width` latents of each, and explains the targets by the codes.
     pub(super) fn fit(&mut self, workers: &Workers<'_>, problem: &Problem<'_>, width: usize) {
+        self.encode(workers, problem, width, |row, i| row.explain(workers.kernels, problem, i));
+    }
+
+    /// Encodes the inputs alone.
+    pub(super) fn encode_only(&mut self, workers: &Workers<'_>, problem: &Problem<'_>, width: usize) {
+        self.encode(workers, problem, width, |_, _| ());
+    }
+
+    /// Encodes the inputs, up to `width` latents of each, and runs `body` with the scores of each row.
+    fn encode(
+        &mut self,
+        workers: &Workers<'_>,
+        problem: &Problem<'_>,
+        width: usize,
+        body: impl Fn(Row<'_>, usize) + Sync,
+    ) {
         let &Problem { encoder, ids, inputs, levels, .. } = problem;
         let d = encoder.d();
         let rows = inputs.len() / d;
@@ -124,7 +164,7 @@ impl Reconstruction {
         let prepare = as_given(inputs, d);
         let sink = |encoded: Encoded<'_>, scratch: &mut [f32]| {
             // SAFETY: the encoder gives each row once, and there are as many rows as parts.
-            let (count, slots, leftover, levels, report) = unsafe { parts.part(encoded.row) };
+            let (count, slots, leftover, sums, report) = unsafe { parts.part(encoded.row) };
             let used = encoded.keys.len();
             let (indices, values) = (&mut slots.0[..used], &mut slots.1[..used]);
             let (pulls, extras) = (&mut slots.2[..used], &mut slots.3[..extra * used]);
@@ -135,8 +175,7 @@ impl Reconstruction {
                 values[slot] = key.value();
             }
             let slots = Slots { indices, values, pulls, extras };
-            let row = Row { slots, leftover, levels, report: &mut report[0], scratch };
-            row.explain(workers.kernels, problem, encoded.row);
+            body(Row { slots, leftover, levels, sums, report: &mut report[0], scratch }, encoded.row);
         };
         // Found in the order they are wanted in, they need no sorting unless there were too many.
         let job = Job { encoder, rows, limit: encoder.limit(width), order: levels.order(), prepare: &prepare };
@@ -144,22 +183,79 @@ impl Reconstruction {
         encode(workers, &job, &|encoded, scratch| sink(encoded, &mut scratch.sum[..width]));
     }
 
-    /// Explains the targets by codes that are there already, whose activations are their scores.
+    /// Explains the targets by codes that are there already.
     pub(super) fn explain(&mut self, workers: &Workers<'_>, problem: &Problem<'_>) {
-        let Codes { rows, starts, counts, indices, values, pulls, .. } = &mut self.codes;
-        let rows = *rows;
+        self.each_row(workers, problem, |row, i| row.explain(workers.kernels, problem, i));
+    }
+
+    /// The first half of [`Self::explain`], for codes of which other ranks hold a part: what these alone add to what is left
+    /// over, from the targets on where `first` says so, from zero elsewhere. Its sum over the ranks is wanted in
+    /// [`Self::partial`] for the second half.
+    pub(super) fn begin(&mut self, workers: &Workers<'_>, problem: &Problem<'_>, first: bool) {
+        self.each_row(workers, problem, |mut row, i| {
+            let start = if first { Start::Target(i) } else { Start::Zero };
+            row.subtract(workers.kernels, problem, start, false);
+        });
+    }
+
+    /// What [`Self::begin`] left.
+    pub(super) fn partial(&mut self, levels: Levels<'_>) -> &mut [f32] {
+        match levels.count() {
+            1 => &mut self.leftover[..self.codes.rows * self.d],
+            count => &mut self.levels[..self.codes.rows * count * self.d],
+        }
+    }
+
+    /// The second half of [`Self::explain`].
+    pub(super) fn finish(&mut self, workers: &Workers<'_>, problem: &Problem<'_>) {
+        self.each_row(workers, problem, |mut row, _| {
+            row.add_levels_up();
+            row.pull(workers.kernels, problem, &[]);
+        });
+    }
+
+    /// How many latents are active here of each row.
+    pub(super) fn active(&self) -> impl Iterator<Item = u32> {
+        self.reports[..self.codes.rows].iter().map(|report| report.active)
+    }
+
+    /// How many are active on all ranks, for penalties that ask for it.
+    pub(super) fn set_l0(&mut self, l0: &[f32]) {
+        self.reports.iter_mut().zip(l0).for_each(|(report, l0)| report.l0 = *l0);
+    }
+
+    /// Leaves the telling of penalties to another rank.
+    pub(super) fn forget_penalties(&mut self) {
+        self.reports[..self.codes.rows].iter_mut().for_each(|report| report.penalty = 0.0);
+    }
+
+    /// Runs `body` with the codes that each row has.
+    fn each_row(&mut self, workers: &Workers<'_>, problem: &Problem<'_>, body: impl Fn(Row<'_>, usize) + Sync) {
+        let Codes { rows, starts, counts, indices, values, pulls, extras, extra, firsts } = &mut self.codes;
+        let (rows, extra, firsts) = (*rows, *extra, &*firsts);
         let starts = &starts[..=rows];
         let parts = (
             blocks(&mut counts[..rows], 1),
-            (spans(indices, starts, 1), spans(values, starts, 1), spans(pulls, starts, 1)),
+            (
+                spans(indices, starts, 1),
+                spans(values, starts, 1),
+                spans(pulls, starts, 1),
+                spans(extras, starts, extra),
+            ),
             blocks(&mut self.leftover[..rows * self.d], self.d),
             several(&mut self.levels, self.d, problem.levels, rows),
             blocks(&mut self.reports[..rows], 1),
         );
-        for_each(workers.pool, parts, |row, (_, (indices, values, pulls), leftover, levels, report)| {
-            let slots = Slots { indices, values, pulls, extras: &mut [] };
-            let parts = Row { slots, leftover, levels, report: &mut report[0], scratch: &mut [] };
-            parts.explain(workers.kernels, problem, row);
+        for_each(workers.pool, parts, |row, (count, (indices, values, pulls, extras), leftover, sums, report)| {
+            let used = count[0] as usize;
+            let slots = Slots {
+                indices: &mut indices[..used],
+                values: &mut values[..used],
+                pulls: &mut pulls[..used],
+                extras: &mut extras[..extra * used],
+            };
+            let levels = problem.levels.of_row(row, firsts);
+            body(Row { slots, leftover, levels, sums, report: &mut report[0], scratch: &mut [] }, row);
         });
     }
 
@@ -204,7 +300,8 @@ impl Reconstruction {
     /// Starts anew to count the tokens since latents fired, for those that did.
     pub(super) fn mark_fired(&self, levels: Levels<'_>, unfired: &mut [u64], threshold: f32) {
         let Codes { indices, values, .. } = &self.codes;
-        for (_, slots) in self.codes.used() {
+        for (row, slots) in self.codes.used() {
+            let levels = self.codes.levels(row, levels);
             let main = levels.end(levels.main(), &indices[slots.clone()]);
             for slot in slots.take(main) {
                 if values[slot].abs() > threshold {
@@ -215,74 +312,109 @@ impl Reconstruction {
     }
 }
 
+/// What codes are subtracted from.
+#[derive(Clone, Copy)]
+enum Start {
+    /// The target of so many a row.
+    Target(usize),
+    Zero,
+}
+
 impl Row<'_> {
     /// From scores to activations, what they leave of the row's target, and how the loss pulls at the scores.
-    fn explain(self, kernels: Kernels, problem: &Problem<'_>, row: usize) {
-        let Self { mut slots, leftover, levels, report, scratch } = self;
-        let d = leftover.len();
+    fn explain(mut self, kernels: Kernels, problem: &Problem<'_>, row: usize) {
+        let d = self.leftover.len();
+        self.subtract(kernels, problem, Start::Target(row), true);
+        self.pull(kernels, problem, &problem.targets[row * d..(row + 1) * d]);
+    }
+
+    /// From scores to activations, and what they leave of what is there; of several levels each is what is left `after` those
+    /// before it, or what it adds alone.
+    fn subtract(&mut self, kernels: Kernels, problem: &Problem<'_>, start: Start, after: bool) {
+        let (d, levels) = (self.leftover.len(), self.levels);
         let w_dec = Rows::F32 { values: problem.w_dec, d };
-        let target = &problem.targets[row * d..(row + 1) * d];
-        problem.activation.activate(&mut slots);
-        let Slots { indices, values, pulls, .. } = &mut slots;
-        leftover.copy_from_slice(target);
+        problem.activation.activate(&mut self.slots);
+        let Slots { indices, values, pulls, .. } = &mut self.slots;
+        let main = levels.end(levels.main(), indices);
+        self.report.active = values[..main].iter().filter(|z| **z != 0.0).count() as u32;
+        self.report.l0 = self.report.active as f32;
         pulls.iter_mut().zip(&**values).for_each(|(pull, z)| *pull = -z);
-        match levels {
-            None => {
-                kernels.add_rows_at(leftover, w_dec, indices, pulls);
-                report.error = f64::from(kernels.dot(leftover, leftover));
-                report.reconstruction = report.error;
-                kernels.dots_at(leftover, w_dec, indices, pulls);
+        let begin = |to: &mut [f32]| match start {
+            Start::Target(row) => to.copy_from_slice(&problem.targets[row * d..(row + 1) * d]),
+            Start::Zero => to.fill(0.0),
+        };
+        let Some(sums) = self.sums.as_deref_mut() else {
+            begin(self.leftover);
+            kernels.add_rows_at(self.leftover, w_dec, indices, pulls);
+            return;
+        };
+        let mut first = 0;
+        for level in 0..levels.count() {
+            let end = levels.end(level, indices);
+            let (before, rest) = sums.split_at_mut(level * d);
+            let sum = &mut rest[..d];
+            match level {
+                0 => begin(sum),
+                _ if after => sum.copy_from_slice(&before[(level - 1) * d..]),
+                _ => sum.fill(0.0),
             }
-            Some(sums) => explain_levels(kernels, problem.levels, w_dec, (indices, pulls), leftover, sums, report),
+            kernels.add_rows_at(sum, w_dec, &indices[first..end], &pulls[first..end]);
+            first = end;
         }
+    }
+
+    /// Of several levels, from what each adds to what it leaves.
+    fn add_levels_up(&mut self) {
+        let (d, Some(sums)) = (self.leftover.len(), self.sums.as_deref_mut()) else { return };
+        for level in 1..self.levels.count() {
+            let (before, sum) = sums[(level - 1) * d..].split_at_mut(d);
+            sum[..d].iter_mut().zip(before).for_each(|(sum, before)| *sum += *before);
+        }
+    }
+
+    /// From what is left over to how the loss pulls at the scores; a gated SAE needs the target once more.
+    fn pull(mut self, kernels: Kernels, problem: &Problem<'_>, target: &[f32]) {
+        let w_dec = Rows::F32 { values: problem.w_dec, d: self.leftover.len() };
+        self.multiply(kernels, w_dec);
+        let Self { mut slots, report, scratch, .. } = self;
         let pull = problem.pull as f32;
-        pulls.iter_mut().for_each(|dot| *dot *= -pull);
-        let main = problem.levels.end(problem.levels.main(), indices);
-        report.active = values[..main].iter().filter(|z| **z != 0.0).count() as u32;
-        report.penalty = problem.activation.penalize(&mut slots);
+        slots.pulls.iter_mut().for_each(|dot| *dot *= -pull);
+        report.penalty = problem.activation.penalize(&mut slots, report.l0);
         if let Activation::Gated(gates) = problem.activation {
             report.gates = gates.explain(kernels, w_dec, pull, target, &mut slots, scratch);
         }
     }
-}
 
-/// [`Row::explain`] for several reconstructions: `leftover` holds the target, `pulls` the negative values; the pulls become
-/// products with the sums that `sums` is filled with.
-fn explain_levels(
-    kernels: Kernels,
-    levels: Levels<'_>,
-    w_dec: Rows<'_>,
-    (indices, pulls): (&[u32], &mut [f32]),
-    leftover: &mut [f32],
-    sums: &mut [f32],
-    report: &mut Report,
-) {
-    let d = leftover.len();
-    report.reconstruction = 0.0;
-    let mut start = 0;
-    for level in 0..levels.count() {
-        let end = levels.end(level, indices);
-        let (before, rest) = sums.split_at_mut(level * d);
-        let sum = &mut rest[..d];
-        sum.copy_from_slice(if level == 0 { leftover } else { &before[(level - 1) * d..] });
-        kernels.add_rows_at(sum, w_dec, &indices[start..end], &pulls[start..end]);
-        let square = f64::from(kernels.dot(sum, sum));
-        report.reconstruction += f64::from(levels.weight(level)) * square;
-        if level == levels.main() {
-            report.error = square;
+    /// Pulls become products with what is left over: of several levels, with the weighted sum of those that a slot is part of,
+    /// which takes the place of what is left over after each.
+    fn multiply(&mut self, kernels: Kernels, w_dec: Rows<'_>) {
+        let Self { slots: Slots { indices, pulls, .. }, leftover, levels, sums, report, .. } = self;
+        let (d, levels) = (leftover.len(), *levels);
+        let Some(sums) = sums else {
+            report.error = f64::from(kernels.dot(leftover, leftover));
+            report.reconstruction = report.error;
+            kernels.dots_at(leftover, w_dec, indices, pulls);
+            return;
+        };
+        report.reconstruction = 0.0;
+        for (level, sum) in sums.chunks_exact(d).enumerate() {
+            let square = f64::from(kernels.dot(sum, sum));
+            report.reconstruction += f64::from(levels.weight(level)) * square;
+            if level == levels.main() {
+                report.error = square;
+            }
         }
-        start = end;
-    }
-    leftover.copy_from_slice(&sums[levels.main() * d..][..d]);
-    for level in (0..levels.count()).rev() {
-        let (sum, after) = sums[level * d..].split_at_mut(d);
-        sum.iter_mut().for_each(|v| *v *= levels.weight(level));
-        if level + 1 < levels.count() {
-            kernels.axpy(1.0, &after[..d], sum);
+        leftover.copy_from_slice(&sums[levels.main() * d..][..d]);
+        for level in (0..levels.count()).rev() {
+            let (sum, after) = sums[level * d..].split_at_mut(d);
+            sum.iter_mut().for_each(|v| *v *= levels.weight(level));
+            if level + 1 < levels.count() {
+                kernels.axpy(1.0, &after[..d], sum);
+            }
+            let start = if level == 0 { 0 } else { levels.end(level - 1, indices) };
+            let end = levels.end(level, indices);
+            kernels.dots_at(sum, w_dec, &indices[start..end], &mut pulls[start..end]);
         }
-        let start = if level == 0 { 0 } else { levels.end(level - 1, indices) };
-        let end = levels.end(level, indices);
-        kernels.dots_at(sum, w_dec, &indices[start..end], &mut pulls[start..end]);
     }
 }
 

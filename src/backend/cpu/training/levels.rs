@@ -14,7 +14,15 @@ pub(super) enum Levels<'a> {
     ByIndex(&'a [Level]),
 }
 
-impl Levels<'_> {
+impl<'a> Levels<'a> {
+    /// Those of one row, where it is known how many of its slots are `firsts`.
+    pub(super) fn of_row(self, row: usize, firsts: &[u32]) -> Levels<'a> {
+        match (self, firsts.get(row)) {
+            (Self::ByRank(_), Some(&first)) => Self::ByRank(first as usize),
+            _ => self,
+        }
+    }
+
     pub(super) fn count(self) -> usize {
         match self {
             Self::One => 1,

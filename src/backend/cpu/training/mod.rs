@@ -13,6 +13,7 @@ mod forward;
 mod gather;
 mod levels;
 mod optimizer;
+mod peers;
 mod resample;
 mod state;
 mod sums;
@@ -22,6 +23,7 @@ use batch_top_k::Selector;
 use forward::{FitSums, Problem, Reconstruction};
 use gather::Batch;
 use levels::Levels;
+use peers::Peers;
 use resample::LastBatch;
 use state::{Parameters, State};
 
@@ -37,6 +39,7 @@ use crate::backend::Pool;
 use crate::backend::training::{
     BatchSums, LossParameters, Parameter, Resampling, Role, Rule, StepParameters, Training, TrainingRows, TrainingShape,
 };
+use crate::collective::{Axis, Ranks};
 use crate::error::{Error, Result, Status, fail};
 use crate::sae::int8::{Int8Rows, PANEL};
 use crate::sae::{Architecture, Spec};
@@ -52,6 +55,7 @@ pub struct CpuTraining {
     spec: Spec,
     kernels: Kernels,
     pool: Pool,
+    peers: Peers,
     state: State,
     batch: Batch,
     /// `[T, d_out]`, with a skip path: what it gives, then what the gradient by it is made of.
@@ -74,15 +78,28 @@ pub struct CpuTraining {
 impl CpuTraining {
     /// A run with all numbers zero.
     pub fn new(shape: TrainingShape, pool: Pool, kernels: Kernels) -> Result<Self> {
-        let &TrainingShape { d, d_out, n_latents, k, k_aux, max_tokens, .. } = &shape;
-        let (width, levels) = (shape.rule.width(k, n_latents), shape.rule.levels());
+        Self::among(shape, pool, kernels, Ranks::alone())
+    }
+
+    /// [`Self::new`] of one rank of several, whose latents `shape` has.
+    pub fn among(shape: TrainingShape, pool: Pool, kernels: Kernels, ranks: Ranks) -> Result<Self> {
+        check_ranks(&shape, &ranks)?;
+        let &TrainingShape { d, d_out, n_latents, whole_latents, k, k_aux, max_tokens, .. } = &shape;
+        let (whole_width, levels) = (shape.rule.width(k, whole_latents), shape.rule.levels());
+        let width = whole_width.min(n_latents);
         let unbounded = shape.rule.is_unbounded();
         if unbounded && k_aux > 0 {
             return fail!(Internal, "AuxK needs a rule that keeps k latents");
         }
-        let rows = if unbounded { (UNBOUNDED_SLOTS / n_latents).clamp(1, max_tokens) } else { max_tokens };
+        // As many on all ranks.
+        let most_latents = ranks.part_of(whole_latents, ranks.count(Axis::Latents) - 1).len();
+        let rows = if unbounded { (UNBOUNDED_SLOTS / most_latents).clamp(1, max_tokens) } else { max_tokens };
         let aux_rows = aux::ROWS.min(max_tokens);
-        let entries = rows.saturating_mul(width).max(aux_rows.saturating_mul(k_aux));
+        let by_batch = matches!(shape.rule, Rule::BatchTopK { .. });
+        // All that a batch's tokens win may be won by those of one rank.
+        let share = if by_batch { ranks.count(Axis::Data) } else { 1 };
+        let most = rows.saturating_mul(width).saturating_mul(share);
+        let entries = most.max(aux_rows.saturating_mul(k_aux));
         if entries.max(max_tokens.saturating_mul(levels)) > u32::MAX as usize {
             return fail!(
                 InvalidArgument,
@@ -99,24 +116,29 @@ impl CpuTraining {
         if screened {
             state.int8 = Some(Int8Rows::zeroed(n_latents, d)?);
         }
-        let by_batch = matches!(shape.rule, Rule::BatchTopK { .. });
         let limit = if by_batch { n_latents } else { width }.max(k_aux);
         let screen = screened.then(|| ScreenPlan::new(d, Some(width)));
         let now = Current { weights: &state.weights, derived: &state.derived, int8: None };
         let extra = problem(&shape, now, k, 0.0, 0.0).activation.extras().len();
         let plan = Plan { d: d.max(d_out), limit, width: 0, tokens: max_tokens, screen };
+        // What latents compete for, in the batch and in AuxK.
+        let slots = if unbounded { (1, 1) } else { (rows, whole_width) };
+        let keys = (slots.0.max(aux_rows), slots.1.max(k_aux));
+        let peers = Peers::new(ranks, &shape, keys.0, keys.1)?;
+        let ranks = &peers.ranks;
         Ok(Self {
             kernels,
             state,
             batch: Batch::new(&shape)?,
             skipped: Array::zeroed(if shape.skip { max_tokens.saturating_mul(d_out) } else { 0 })?,
-            main: Reconstruction::new(rows, d_out, width, levels, extra)?,
+            main: Reconstruction::new(rows, d_out, width * share, levels, extra)?.among_peers(ranks)?,
             errors: Array::zeroed(max_tokens)?,
             last: 0,
             rows,
-            selector: by_batch.then(|| Selector::new(max_tokens * k, n_latents)).transpose()?,
-            aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows)).transpose()?,
+            selector: by_batch.then(|| Selector::new(max_tokens * k * share, n_latents)).transpose()?,
+            aux: (k_aux > 0).then(|| aux::Aux::new(&shape, aux_rows, ranks)).transpose()?,
             lists: backward::LatentLists::new(n_latents, entries, levels, extra)?,
+            peers,
             workers: AlignedBytes::zeroed(plan.bytes().saturating_mul(pool.threads()))?,
             plan,
             pool,
@@ -144,33 +166,38 @@ impl CpuTraining {
     }
 }
 
-impl Training for CpuTraining {
-    fn accumulate(&mut self, rows: &TrainingRows<'_>, loss: &LossParameters) -> Result<BatchSums> {
-        let Self { shape, state, batch, skipped, main, kernels, pool, .. } = self;
-        let mut sums = batch.gather(*kernels, pool, rows, &self.spec, &state.weights.b_dec);
-        self.last = sums.tokens;
+impl CpuTraining {
+    /// The losses and gradients of the batch that was read; `sums` has the tokens of all ranks.
+    fn add(&mut self, mut sums: BatchSums, loss: &LossParameters) -> Result<BatchSums> {
+        let Self { shape, state, batch, skipped, main, kernels, pool, peers, .. } = self;
         if sums.tokens == 0 {
-            sums.dead = dead(&state.unfired, loss);
+            sums.dead = dead(&peers.ranks, &state.unfired, loss)?;
             return Ok(sums);
         }
-        let (d, d_out) = (shape.d, shape.d_out);
+        let (d, d_out, tokens) = (shape.d, shape.d_out, self.last);
         let k = if loss.k == 0 { shape.k } else { loss.k };
-        sums.squared_deviation = sums::squared_deviation(pool, batch.targets(sums.tokens), d_out);
+        sums.squared_deviation =
+            sums::squared_deviation(pool, batch.targets(tokens), d_out, sums.tokens, &peers.ranks)?;
         if shape.skip {
-            batch.skip(*kernels, pool, sums.tokens, &state.weights.w_skip, skipped);
+            batch.skip(*kernels, pool, tokens, &state.weights.w_skip, skipped);
         }
-        let (inputs, targets) = (&batch.inputs[..sums.tokens * d], batch.targets(sums.tokens));
+        let (inputs, targets) = (&batch.inputs[..tokens * d], batch.targets(tokens));
         let slots = Slots::new(self.workers.as_mut_slice(), self.plan);
         let workers = Workers { kernels: *kernels, pool, slots: &slots };
         let pull = 2.0 / (d_out as f64 * loss.normalizer);
         derive(shape, state);
-        state.unfired.iter_mut().for_each(|tokens| *tokens = tokens.saturating_add(sums.tokens as u64));
+        state.unfired.iter_mut().for_each(|unfired| *unfired = unfired.saturating_add(sums.tokens as u64));
         let (mut fitted, mut row) = (FitSums::default(), 0);
-        for (inputs, targets) in inputs.chunks(self.rows * d).zip(targets.chunks(self.rows * d_out)) {
+        // A rank without tokens of its own has its say all the same.
+        for block in 0..tokens.div_ceil(self.rows).max(1) {
+            let rows = block * self.rows..tokens.min((block + 1) * self.rows);
+            let inputs = &inputs[rows.start * d..rows.end * d];
+            let targets = &targets[rows.start * d_out..rows.end * d_out];
             let now = Current { weights: &state.weights, derived: &state.derived, int8: state.int8.as_ref() };
             let all = problem(shape, now, k, pull, loss.sparsity_coefficient);
             let problem = Problem { inputs, targets, ..all };
-            sums.smallest = fit(&workers, &problem, k, main, self.selector.as_mut());
+            sums.smallest =
+                fit(&workers, &problem, (sums.tokens, k), main, self.selector.as_mut(), (shape, &mut *peers))?;
             fitted.add(main.sums());
             self.errors[row..].iter_mut().zip(main.squares()).for_each(|(to, square)| *to = square);
             row += main.codes().rows;
@@ -182,21 +209,38 @@ impl Training for CpuTraining {
             }
             main.mark_fired(problem.levels, &mut state.unfired, loss.fired);
         }
+        // A latent that fired on one rank did so for all that hold it.
+        peers.ranks.min(Axis::Data, &mut state.unfired)?;
+        fitted.sum_up(&peers.ranks)?;
         sums.squared_error = fitted.squared_error;
         sums.reconstruction = fitted.reconstruction;
         sums.penalty = fitted.penalty;
         sums.aux_loss = pull / 2.0 * fitted.gates / sums.tokens as f64;
         sums.active = fitted.active;
-        sums.dead = dead(&state.unfired, loss);
+        sums.dead = dead(&peers.ranks, &state.unfired, loss)?;
         if let Some(aux) = &mut self.aux {
-            sums.aux_loss = aux.add(&workers, state, &mut self.lists, inputs, main.leftover(), loss);
+            let batch = aux::Explained { inputs, errors: main.leftover(), tokens: sums.tokens, dead: sums.dead };
+            sums.aux_loss = aux.add(&workers, state, &mut self.lists, &batch, loss, peers)?;
         }
         Ok(sums)
+    }
+}
+
+impl Training for CpuTraining {
+    fn accumulate(&mut self, rows: &TrainingRows<'_>, loss: &LossParameters) -> Result<BatchSums> {
+        let Self { batch, kernels, pool, state, .. } = self;
+        let mut sums = batch.gather(*kernels, pool, rows, &self.spec, &state.weights.b_dec);
+        self.last = sums.tokens;
+        let read = [&batch.inputs[..sums.tokens * self.shape.d], batch.targets(sums.tokens)];
+        self.peers.meet(&mut sums, &read)?;
+        let ranks = self.peers.ranks.clone();
+        ranks.settle(self.add(sums, loss))
     }
 
     fn apply(&mut self, step: &StepParameters) -> Result<f64> {
         derive(&self.shape, &mut self.state);
-        Ok(optimizer::apply(self.kernels, &self.pool, &mut self.state, &self.shape, step))
+        let ranks = &self.peers.ranks;
+        ranks.settle(optimizer::apply(self.kernels, &self.pool, &mut self.state, &self.shape, step, ranks))
     }
 
     fn resample(&mut self, how: &mut Resampling<'_>) -> Result<usize> {
@@ -226,7 +270,7 @@ impl Training for CpuTraining {
         let blocks = rows.chunks(self.rows * d).zip(zeros.chunks(self.rows * d_out)).zip(norms.chunks_mut(self.rows));
         for ((inputs, targets), norms) in blocks {
             let problem = Problem { inputs, targets, ..all };
-            fit(&workers, &problem, k, &mut self.main, None);
+            fit(&workers, &problem, (0, k), &mut self.main, None, (&self.shape, &mut self.peers))?;
             norms.iter_mut().zip(self.main.squares()).for_each(|(to, square)| *to = square.sqrt());
         }
         Ok(())
@@ -290,7 +334,7 @@ struct Current<'a> {
 /// pulls by `pull`, of which `sparsity` times the half goes to what holds activations down.
 fn problem<'a>(shape: &'a TrainingShape, now: Current<'a>, k: usize, pull: f64, sparsity: f64) -> Problem<'a> {
     let Current { weights, derived, int8 } = now;
-    let encoder = encoder(shape, weights, int8, shape.rule.width(k, shape.n_latents));
+    let encoder = encoder(shape, weights, int8, shape.rule.width(k, shape.whole_latents).min(shape.n_latents));
     let coefficient = (sparsity * pull / 2.0) as f32;
     let (encoder, activation) = match &shape.rule {
         Rule::TopK | Rule::AbsTopK | Rule::MultiTopK | Rule::BatchTopK { .. } => (encoder, Activation::Score),
@@ -347,27 +391,48 @@ fn derive(shape: &TrainingShape, state: &mut State) {
     }
 }
 
-/// Encodes and explains; `k` latents of each token are kept. Gives the smallest activation where the batch chooses.
+/// Encodes and explains; `k` latents of each token are kept, of which there are so many on all ranks. Gives the smallest
+/// activation where the batch chooses.
 fn fit(
     workers: &Workers<'_>,
     problem: &Problem<'_>,
-    k: usize,
+    (tokens, k): (usize, usize),
     main: &mut Reconstruction,
     selector: Option<&mut Selector>,
-) -> Option<f32> {
+    (shape, peers): (&TrainingShape, &mut Peers),
+) -> Result<Option<f32>> {
     let Some(selector) = selector else {
-        main.fit(workers, problem, usize::MAX);
-        return None;
+        peers.fit(workers, problem, shape.rule.width(k, shape.whole_latents), main)?;
+        return Ok(None);
     };
-    let kept = problem.inputs.len() / problem.encoder.d() * k;
-    let smallest = selector.select(workers, &problem.encoder, problem.inputs, kept, main.codes_mut());
-    main.explain(workers, problem);
-    smallest
+    let smallest = selector.select(workers, &problem.encoder, problem.inputs, tokens * k, main.codes_mut(), peers)?;
+    peers.explain(workers, problem, main)?;
+    Ok(smallest)
 }
 
-/// How many latents are dead.
-fn dead(unfired: &[u64], loss: &LossParameters) -> usize {
-    unfired.iter().filter(|&&tokens| tokens >= loss.dead_after_tokens).count()
+/// Refuses rules by which ranks cannot work together yet.
+fn check_ranks(shape: &TrainingShape, ranks: &Ranks) -> Result<()> {
+    let latents = ranks.count(Axis::Latents);
+    if latents > shape.whole_latents {
+        return fail!(
+            InvalidArgument,
+            "latent_ranks {latents} are more than n_latents, which is {}",
+            shape.whole_latents
+        );
+    }
+    match shape.rule {
+        Rule::Gated if latents > 1 => {
+            fail!(Unsupported, "gated SAEs are trained with all latents on each rank, not with latent_ranks {latents}")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How many latents are dead, on all ranks.
+fn dead(ranks: &Ranks, unfired: &[u64], loss: &LossParameters) -> Result<usize> {
+    let mut dead = [unfired.iter().filter(|&&tokens| tokens >= loss.dead_after_tokens).count() as u64];
+    ranks.sum_u64(Axis::Latents, &mut dead)?;
+    Ok(dead[0] as usize)
 }
 
 fn no_ema() -> Error {

@@ -8,6 +8,8 @@ use crate::backend::cpu::blocks::{blocks, for_each, optional, panels};
 use crate::backend::cpu::kernels::Loop;
 use crate::backend::cpu::rounding::Round;
 use crate::backend::training::{Parameter, StepParameters, TrainingShape};
+use crate::collective::{Axis, Ranks};
+use crate::error::Result;
 use crate::sae::int8::PANEL;
 
 /// Rows of a matrix that one body updates.
@@ -21,13 +23,15 @@ pub(super) fn apply(
     state: &mut State,
     shape: &TrainingShape,
     step: &StepParameters,
-) -> f64 {
+    ranks: &Ranks,
+) -> Result<f64> {
+    state.gradient.sum_up(ranks)?;
     let mean = 1.0 / step.tokens as f64;
-    let norm = mean * measure(kernels, pool, state, shape).sqrt();
+    let norm = mean * measure(kernels, pool, state, shape, ranks)?.sqrt();
     let clip = if step.clip_norm > 0.0 { (step.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
     if (norm * clip).is_nan() || (norm * clip).powi(2) > f64::from(f32::MAX) {
         state.gradient.clear();
-        return if norm.is_nan() { norm } else { f64::INFINITY };
+        return Ok(if norm.is_nan() { norm } else { f64::INFINITY });
     }
     let adam = Adam::new(step, mean * clip);
     let State { weights, first_moment, second_moment, ema, int8, gradient, measures, .. } = state;
@@ -76,7 +80,7 @@ pub(super) fn apply(
         });
     }
     state.gradient.clear();
-    norm
+    Ok(norm)
 }
 
 /// Completes the gradient by b_dec, and finds what of each decoder row's gradient would change the row's norm, which is not to
@@ -84,7 +88,7 @@ pub(super) fn apply(
 ///
 /// Of an autoencoder, b_dec is also subtracted from the encoder's input: every pre-activation's gradient g_i reaches it as −g_i W_enc[i].
 /// Summed over tokens first, that is one product.
-fn measure(kernels: Kernels, pool: &Pool, state: &mut State, shape: &TrainingShape) -> f64 {
+fn measure(kernels: Kernels, pool: &Pool, state: &mut State, shape: &TrainingShape, ranks: &Ranks) -> Result<f64> {
     let State { weights, gradient: Gradient { sums, touched }, measures, derived, .. } = state;
     let Measures { parallel, squares, paths } = measures;
     let Parameters { w_enc, b_enc, w_dec, b_dec, threshold, b_gate, r_mag, w_skip } = sums;
@@ -121,13 +125,30 @@ fn measure(kernels: Kernels, pool: &Pool, state: &mut State, shape: &TrainingSha
         }
     });
     if shape.subtracts_b_dec() {
-        for path in paths.chunks_exact(d) {
-            b_dec.iter_mut().zip(path).for_each(|(b, path)| *b += path);
+        // Of several ranks each has its own latents' paths, which b_dec, the same on all, gets together.
+        let (first, rest) = paths.split_at_mut(d);
+        let together = ranks.count(Axis::Latents) > 1;
+        let to: &mut [f32] = if together {
+            &mut *first
+        } else {
+            add(b_dec, first);
+            &mut *b_dec
+        };
+        rest.chunks_exact(d).for_each(|path| add(to, path));
+        if together {
+            ranks.sum(Axis::Latents, first)?;
+            add(b_dec, first);
         }
     }
-    squares.iter().sum::<f64>()
+    let mut square = [squares.iter().sum::<f64>()];
+    ranks.sum_f64(Axis::Latents, &mut square)?;
+    Ok(square[0]
         + square_of(Parameter::BDec, b_dec, b_dec, &[0.0])
-        + square_of(Parameter::WSkip, w_skip, w_skip, &[0.0])
+        + square_of(Parameter::WSkip, w_skip, w_skip, &[0.0]))
+}
+
+fn add(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
 }
 
 /// Of a decoder row of norm 1, how much of each layer is to be taken off the gradient, so that the rest does not change the

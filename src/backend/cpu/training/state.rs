@@ -1,6 +1,7 @@
 //! The numbers of a run in the processor's memory.
 
 use crate::backend::training::{Parameter, Rule, TrainingShape};
+use crate::collective::{Axis, Ranks};
 use crate::error::Result;
 use crate::sae::int8::Int8Rows;
 use crate::tensor::Array;
@@ -81,6 +82,20 @@ impl Gradient {
         self.touched.fill(0);
         let Parameters { b_enc, b_dec, threshold, b_gate, r_mag, w_skip, .. } = &mut self.sums;
         [b_enc, b_dec, threshold, b_gate, r_mag, w_skip].into_iter().for_each(|sums| sums.fill(0.0));
+    }
+
+    /// Becomes that of all ranks that hold these latents.
+    pub(super) fn sum_up(&mut self, ranks: &Ranks) -> Result<()> {
+        if ranks.count(Axis::Data) == 1 {
+            return Ok(());
+        }
+        for matrix in [&mut self.sums.w_enc, &mut self.sums.w_dec] {
+            clear_untouched(&self.touched, matrix);
+        }
+        self.touched.fill(1);
+        let Parameters { w_enc, b_enc, w_dec, b_dec, threshold, b_gate, r_mag, w_skip } = &mut self.sums;
+        let all = [w_enc, b_enc, w_dec, b_dec, threshold, b_gate, r_mag, w_skip];
+        all.into_iter().try_for_each(|sums| ranks.sum(Axis::Data, sums))
     }
 
     /// Copies one parameter's gradient out.

@@ -61,13 +61,12 @@ impl JumpRelu {
         if score > threshold { score } else { 0.0 }
     }
 
-    /// S of a token with these activations, and ∂S/∂l₀.
-    pub(crate) fn penalty(&self, values: &[f32]) -> (f64, f32) {
-        let l0 = || values.iter().filter(|z| **z != 0.0).count() as f32;
+    /// S of a token with these activations, `l0` of them active, and ∂S/∂l₀.
+    pub(crate) fn penalty(&self, values: &[f32], l0: f32) -> (f64, f32) {
         match self.penalty {
-            Penalty::Step => (l0().into(), 1.0),
+            Penalty::Step => (l0.into(), 1.0),
             Penalty::Quadratic { target_l0 } => {
-                let over = l0() - target_l0;
+                let over = l0 - target_l0;
                 (f64::from(2.0 / target_l0 * over * over), 4.0 / target_l0 * over)
             }
             Penalty::Tanh => (values.iter().map(|z| f64::from(libm::tanhf(TANH_SCALE * z))).sum(), 0.0),
