@@ -20,11 +20,13 @@ type Launch = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
+type Symbol = unsafe extern "C" fn(usize) -> *const c_char;
+
 /// Kernels in shared objects: one of them has one set of shared memory and thread indices, and so runs one launch at a time;
 /// tests that run side by side each find another.
 pub struct StandIn {
     engines: Vec<Mutex<Launch>>,
-    symbol: unsafe extern "C" fn(usize) -> *const c_char,
+    symbol: Symbol,
 }
 
 impl StandIn {
@@ -117,7 +119,7 @@ impl StandIn {
 }
 
 /// Loads a copy of a shared object, apart from all others.
-fn load(made: &Path, number: usize) -> (Launch, unsafe extern "C" fn(usize) -> *const c_char) {
+fn load(made: &Path, number: usize) -> (Launch, Symbol) {
     let copy = made.with_extension(format!("{number}.so"));
     std::fs::copy(made, &copy).unwrap();
     let path = CString::new(copy.to_str().unwrap()).unwrap();
@@ -132,9 +134,7 @@ fn load(made: &Path, number: usize) -> (Launch, unsafe extern "C" fn(usize) -> *
         };
         (
             std::mem::transmute::<*mut c_void, Launch>(function(c"stand_in_launch")),
-            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(usize) -> *const c_char>(function(
-                c"stand_in_symbol",
-            )),
+            std::mem::transmute::<*mut c_void, Symbol>(function(c"stand_in_symbol")),
         )
     };
     std::fs::remove_file(copy).unwrap();
