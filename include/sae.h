@@ -91,6 +91,8 @@ typedef int32_t sae_status;
 #define SAE_ERROR_BAD_STATE 10
 /// A fault of the library itself; please report it.
 #define SAE_ERROR_INTERNAL 11
+/// Other processes of the run could not be reached: one was lost, or the host's communicator failed.
+#define SAE_ERROR_COLLECTIVE 12
 
 /// The status of an error; `SAE_OK` for NULL.
 sae_status sae_error_status(const sae_error *error);
@@ -1065,6 +1067,65 @@ void sae_report_free(sae_report *report);
 #define SAE_REPORT_INFO_INIT SAE_SIZED_INIT(sae_report_info)
 #define SAE_FINDING_INIT SAE_SIZED_INIT(sae_finding)
 
+// ---- Communicators: training by more than one process ----------------------------------------------------------------
+
+/// Ranks that hold the same latents and see different tokens.
+#define SAE_AXIS_DATA 0
+/// Ranks that see the same tokens and hold different latents.
+#define SAE_AXIS_LATENTS 1
+
+/// The most bytes that a rank gives in one call of a communicator.
+#define SAE_COLLECTIVE_MAX_BYTES 67108864
+
+/// Brings together what all ranks of an axis have: `bytes` of each, into `all`, in their order.
+typedef int32_t (*sae_all_gather)(void *context, int32_t axis, const void *mine, size_t bytes, void *all);
+
+/// Replaces the numbers by their sums over an axis.
+typedef int32_t (*sae_all_reduce_sum)(void *context, int32_t axis, float *values, size_t count);
+
+/// Sums over an axis, of which each rank gets its part of `count` numbers into `mine`; `values` has as many for each rank.
+typedef int32_t (*sae_reduce_scatter_sum)(void *context, int32_t axis, const float *values, float *mine, size_t count);
+
+/// Replaces the numbers by the least of each over an axis.
+typedef int32_t (*sae_all_reduce_min)(void *context, int32_t axis, int64_t *values, size_t count);
+
+/// Replaces the bytes by those of the rank in place `root` of an axis.
+typedef int32_t (*sae_broadcast)(void *context, int32_t axis, int32_t root, void *bytes, size_t count);
+
+/// How the processes of one run reach each other: the host fills in its communicator's functions. Processes stand in a grid of
+/// `data_ranks` rows of `latent_ranks` each, numbered row after row. Those of a row (`SAE_AXIS_LATENTS`) get the same batches
+/// and hold different latents; those of a column (`SAE_AXIS_DATA`) hold the same latents and get different batches.
+///
+/// A function returns 0 once its result is there, or anything else if it cannot be had: the trainer's call then fails with
+/// `SAE_ERROR_COLLECTIVE`, and so does every later one. To give up on a process that does not answer is the host's part. All
+/// ranks of an axis make the same calls in the same order, with the same counts, from the thread that calls the trainer,
+/// one at a time, and with at most `SAE_COLLECTIVE_MAX_BYTES` of each rank's. Only `all_gather` must be there; the others
+/// spare traffic, and must give all ranks the same bits, and the same numbers the same bits every time.
+typedef struct sae_collective {
+  /// `sizeof(sae_collective)`; `SAE_COLLECTIVE_INIT` sets it.
+  size_t struct_size;
+  /// This process's number, from 0.
+  int64_t rank;
+  /// Rows of the grid: over how many ranks tokens are split; 0: 1.
+  int64_t data_ranks;
+  /// Ranks of a row: over how many latents are split; 0: 1.
+  int64_t latent_ranks;
+  /// Handed back to the functions. It and they must stay valid while a trainer made with them lives.
+  void *context;
+  /// Must be there.
+  sae_all_gather all_gather;
+  /// NULL: numbers are gathered, and summed in the order of ranks.
+  sae_all_reduce_sum all_reduce_sum;
+  /// Asked for where `all_reduce_sum` is NULL; NULL: as there.
+  sae_reduce_scatter_sum reduce_scatter_sum;
+  /// NULL: numbers are gathered.
+  sae_all_reduce_min all_reduce_min;
+  /// NULL: all ranks' bytes are gathered.
+  sae_broadcast broadcast;
+} sae_collective;
+
+#define SAE_COLLECTIVE_INIT SAE_SIZED_INIT(sae_collective)
+
 // ---- Trainers: a TopK SAE from activations as they flow by -----------------------------------------------------------
 
 /// No auxiliary loss on dead latents.
@@ -1227,6 +1288,9 @@ typedef struct sae_train_options {
   /// Layers of the model that are read and written at once, by a crosscoder; 0: 1. With more, what is said to be `[T, d]` is
   /// `[T, layers, d]`.
   int64_t layers;
+  /// The other processes of the run, which all need the same options and make the same calls, but for batches; NULL: there
+  /// are none. What is refused to one of them is refused to all.
+  const sae_collective *collective;
 } sae_train_options;
 
 /// What one call trains on.
@@ -1372,20 +1436,21 @@ sae_status sae_trainer_progress(sae_trainer *trainer,
                                 sae_error **error);
 
 /// Saves all that is needed to continue to the same bits into a directory, which is made if it is not there. Whatever
-/// happens, the directory holds the last complete checkpoint.
+/// happens, the directory holds the last complete checkpoint. Of several processes each writes its part, into one directory
+/// that is the same for all.
 sae_status sae_trainer_save(sae_trainer *trainer,
                             const char *dir,
                             sae_error **error);
 
 /// Continues a run from its last checkpoint. `options` may be NULL; what is set in them must agree with the checkpoint, except
-/// for `pool` and `max_batch_tokens`.
+/// for `pool`, `max_batch_tokens` and `collective`: as many processes go on as there are now.
 sae_status sae_trainer_resume(const char *dir,
                               const sae_train_options *options,
                               sae_trainer **out,
                               sae_error **error);
 
 /// Makes a model of what was trained so far: `SAE_EXPORT_WEIGHTS` or `SAE_EXPORT_EMA`. Decoder rows have norm 1; of a crosscoder,
-/// the norms of their layers add up to 1 on the scale of training.
+/// the norms of their layers add up to 1 on the scale of training. Of several processes, all must call, and each gets the whole.
 sae_status sae_trainer_export(sae_trainer *trainer,
                               int32_t what,
                               sae_model **out,

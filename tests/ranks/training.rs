@@ -85,6 +85,7 @@ fn cases() -> Vec<(&'static str, TrainOptions)> {
         ("jump_relu", of(Recipe::JumpRelu)),
         ("jump_relu, tanh", penalty(Penalty::Tanh, 0.0)),
         ("jump_relu, quadratic", penalty(Penalty::Quadratic, 6.0)),
+        ("crosscoder", TrainOptions { layers: 2, d: D / 2, ..options() }),
         ("transcoder", TrainOptions { transcoder: true, ..options() }),
         ("skip transcoder", TrainOptions { transcoder: true, skip: true, ..options() }),
     ]
