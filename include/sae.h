@@ -1084,7 +1084,11 @@ typedef int32_t (*sae_all_gather)(void *context, int32_t axis, const void *mine,
 typedef int32_t (*sae_all_reduce_sum)(void *context, int32_t axis, float *values, size_t count);
 
 /// Sums over an axis, of which each rank gets its part of `count` numbers into `mine`; `values` has as many for each rank.
-typedef int32_t (*sae_reduce_scatter_sum)(void *context, int32_t axis, const float *values, float *mine, size_t count);
+typedef int32_t (*sae_reduce_scatter_sum)(void *context,
+                                          int32_t axis,
+                                          const float *values,
+                                          float *mine,
+                                          size_t count);
 
 /// Replaces the numbers by the least of each over an axis.
 typedef int32_t (*sae_all_reduce_min)(void *context, int32_t axis, int64_t *values, size_t count);
