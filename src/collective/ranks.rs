@@ -160,7 +160,7 @@ impl Ranks {
             }
             for bytes in bytes.chunks_mut(FOLDED_BYTES) {
                 many.with_all(axis, bytes, |all, bytes| {
-                    bytes.copy_from_slice(&all[root * bytes.len()..][..bytes.len()])
+                    bytes.copy_from_slice(&all[root * bytes.len()..][..bytes.len()]);
                 })?;
             }
         }
@@ -338,7 +338,8 @@ impl Verdict {
         let mut verdict = Self { word, ..Self::zeroed() };
         if let Err(error) = result {
             let text = error.message();
-            let len = text.floor_char_boundary(verdict.message.len());
+            let most = text.len().min(verdict.message.len());
+            let len = (0..=most).rev().find(|&len| text.is_char_boundary(len)).unwrap_or(0);
             verdict.message[..len].copy_from_slice(&text.as_bytes()[..len]);
             (verdict.status, verdict.len) = (error.status() as i32, len as u32);
         }

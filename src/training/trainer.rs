@@ -250,11 +250,11 @@ impl Trainer {
                 return fail!(InvalidTensor, "sample: all of its rows are zero");
             }
             let found = Findings { normalizer, scales, reference: input.reference(), expected };
-            serde_json::to_vec(&found).map_err(internal)
+            serde_json::to_vec(&found).map_err(|error| internal(&error))
         });
         let mut found = self.ranks.agree(found)?;
         self.ranks.broadcast_bytes(&mut found)?;
-        serde_json::from_slice(&found).map_err(internal)
+        serde_json::from_slice(&found).map_err(|error| internal(&error))
     }
 
     fn check_samples(&self, sample: &Tensor<'_>, target: Option<&Tensor<'_>>) -> Result<()> {
@@ -448,11 +448,11 @@ impl Trainer {
 /// A number that tells whether ranks have the same.
 fn fingerprint_of(what: &impl Serialize) -> Result<u64> {
     let mut fingerprint = Fingerprint::new();
-    fingerprint.add(&serde_json::to_vec(what).map_err(internal)?);
+    fingerprint.add(&serde_json::to_vec(what).map_err(|error| internal(&error))?);
     Ok(fingerprint.value())
 }
 
-fn internal(error: serde_json::Error) -> Error {
+fn internal(error: &serde_json::Error) -> Error {
     Error::new(Status::Internal, error.to_string())
 }
 

@@ -42,6 +42,9 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+/// What is done to a file, which, by what content (none: it goes), and what is then said of what.
+type Case<'a> = (&'a str, &'a str, Option<Vec<u8>>, Status, &'a str);
+
 #[test]
 fn the_same_numbers_come_back_on_any_number_of_ranks() {
     let dir = tempfile::tempdir().unwrap();
@@ -151,7 +154,7 @@ fn broken_parts_are_refused_by_name() {
     let end = not_finite.len();
     not_finite[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     let head = &sound["checkpoint.safetensors"];
-    let cases: [(&str, &str, Option<Vec<u8>>, Status, &str); 10] = [
+    let cases: [Case<'_>; 10] = [
         ("gone", &two, None, Status::Io, &two),
         ("empty", &two, Some(Vec::new()), Status::Format, &two),
         ("cut off", &two, Some(part[..part.len() - 8].to_vec()), Status::Format, &two),

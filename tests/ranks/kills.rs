@@ -91,14 +91,14 @@ fn child() {
     let mut stream = UnixStream::connect(std::env::var_os(SOCKET).unwrap()).unwrap();
     stream.write_all(&[number(RANK) as u8]).unwrap();
     let ranks = Ranks::new(Box::new(Connection(Mutex::new(stream))), number(RANK), DATA, LATENTS).unwrap();
-    match train(&folder, ranks, Pool::new(number(THREADS)).unwrap()) {
+    match train(&folder, &ranks, Pool::new(number(THREADS)).unwrap()) {
         Ok(()) => {}
         Err(error) if error.status() == Status::Collective => std::process::exit(LOST),
         Err(error) => panic!("{error}"),
     }
 }
 
-fn train(folder: &Path, ranks: Ranks, pool: Pool) -> Result<()> {
+fn train(folder: &Path, ranks: &Ranks, pool: Pool) -> Result<()> {
     let checkpoint = folder.join("checkpoint.safetensors");
     // All look before one can write.
     let mut trainer = if checkpoint.exists() {

@@ -121,7 +121,7 @@ fn a_lost_rank_ends_the_others_and_the_checkpoint_survives() {
                 let began = Instant::now();
                 let error = trainer.step(&view(&x).into()).unwrap_err();
                 assert!(began.elapsed() < 3 * patience, "{:?}", began.elapsed());
-                all_refused(&[error.clone()], Status::Collective, "resume from a checkpoint");
+                all_refused(std::slice::from_ref(&error), Status::Collective, "resume from a checkpoint");
                 let later = [
                     trainer.step(&view(&x).into()).unwrap_err(),
                     trainer.export(Export::Weights).err().unwrap(),

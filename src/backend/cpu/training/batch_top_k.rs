@@ -91,9 +91,9 @@ fn keep_largest(candidates: &mut [Candidate], kept: usize, peers: &Peers) -> Res
     // Positive numbers order as their bits do. Places are of all ranks' rows and latents.
     let by_score = |candidate: &Candidate| u64::from(!candidate.score.to_bits());
     let by_place = |candidate: &Candidate| peers.place_of(candidate.place);
-    let (last, before) = peers.nth(candidates.iter().map(by_score), 4, kept)?;
+    let (last, before) = peers.nth(&candidates.iter().map(by_score), 4, kept)?;
     let equals = candidates.iter().filter(|candidate| by_score(candidate) == last);
-    let (last_place, _) = peers.nth(equals.map(by_place), 8, kept - before)?;
+    let (last_place, _) = peers.nth(&equals.map(by_place), 8, kept - before)?;
     let mut count = 0;
     for i in 0..candidates.len() {
         let score = by_score(&candidates[i]);

@@ -199,7 +199,7 @@ impl Peers {
 
     /// Of the keys of all ranks, which have so many bytes, the one in place `n` (from 1, at most as many as there are) in
     /// rising order, and how many are below it. A byte at a time, ranks tell how many keys go on with each.
-    pub(super) fn nth(&self, keys: impl Iterator<Item = u64> + Clone, bytes: u32, n: usize) -> Result<(u64, usize)> {
+    pub(super) fn nth(&self, keys: &(impl Iterator<Item = u64> + Clone), bytes: u32, n: usize) -> Result<(u64, usize)> {
         let (mut prefix, mut left) = (0u64, n as u64);
         for shift in (0..bytes).rev().map(|byte| 8 * byte) {
             let mut counts = [0u64; 256];
