@@ -95,13 +95,13 @@ pub fn rows(options: &ShardOptions) {
     let Ok(mut shards) = Shards::open(options) else { return };
     let Ok(mut rows) = Rows::new(shards.layout(), 3) else { return };
     let mut given = 0;
-    while let Ok(count @ 1..) = shards.next(&mut rows) {
-        given += count as u64;
-        std::hint::black_box(rows.tensor());
-        // A wide row of a short file may be given very often; what comes first is enough.
-        if given > 1000 {
-            return;
+    // Where there are very many, what comes first is enough.
+    while given < 1000 {
+        match shards.next(&mut rows) {
+            Ok(0) => return assert_eq!(Some(given), shards.len()),
+            Ok(count) => given += count as u64,
+            Err(_) => return,
         }
+        std::hint::black_box(rows.tensor());
     }
-    assert_eq!(Some(given), shards.len());
 }
