@@ -177,7 +177,7 @@ fn tokens_whose_lists_overflow_are_scored_exactly() {
     let rows = 130;
     let options = SessionOptions { max_tokens: rows, max_width: k, screen: Screen::Always, ..Default::default() };
     let mut session = Session::new(model, options).unwrap();
-    let overflows = |row: usize| row % 13 == 0;
+    let overflows = |row: usize| row.is_multiple_of(13);
     let mut x: Vec<f32> = (0..rows * d).map(|_| numbers.unit()).collect();
     for (_, x) in x.chunks_mut(d).enumerate().filter(|(row, _)| overflows(*row)) {
         x.fill(0.0);
