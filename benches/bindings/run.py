@@ -1,6 +1,7 @@
 """What a call costs in each language: the smallest calls there are, so that what a binding adds shows beside the library's own work.
 
-The same programs in C, Go and Julia run one after another, several times over, and the median of each one's fastest rounds counts.
+The same programs in C, Go and Julia run one after another, several times over, and the fastest round of each counts: whatever else
+the machine does only adds.
 """
 
 import argparse
@@ -8,7 +9,6 @@ import json
 import os
 import pathlib
 import re
-import statistics
 import subprocess
 import tempfile
 
@@ -74,7 +74,7 @@ def main():
         "load_average": os.getloadavg()[0],
         "versions": versions(options.go, options.julia),
         "calls": {
-            call: {language: round(statistics.median(run[call] for run in runs), 1) for language, runs in measured.items()}
+            call: {language: min(run[call] for run in runs) for language, runs in measured.items()}
             for call in CALLS
         },
     }
