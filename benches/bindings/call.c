@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { d = 8, n_latents = 16, k = 2, rounds = 25, calls = 20000 };
+enum { d = 8, n_latents = 16, k = 2, rounds = 40, calls = 2000 };
 
 static sae_session *session;
 static sae_tensor x, x_hat;

@@ -3,7 +3,7 @@
 using Sae
 
 const d, latents, k = 8, 16, 2
-const rounds, calls = 25, 20000
+const rounds, calls = 40, 2000
 
 "The fastest of some rounds."
 function measure(name, call)

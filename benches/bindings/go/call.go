@@ -10,7 +10,7 @@ import (
 
 const (
 	d, latents, k = 8, 16, 2
-	rounds, calls = 25, 20000
+	rounds, calls = 40, 2000
 )
 
 func main() {
