@@ -22,6 +22,8 @@ const K: usize = 32;
 const TOGETHER: usize = 256;
 /// Tokens of a document.
 const DOCUMENT: usize = 256;
+/// What comes on top of the bound: each of an atlas's 14 arrays ends within a large page, and the process touches some of its own.
+const PAGES: u64 = (14 + 4) * (2 << 20);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -101,11 +103,11 @@ fn memory(tokens: usize, n: usize) -> Result<()> {
     let (bound, taken) = (options.memory()?, resident() - before);
     let live = atlas.latents().filter(|&latent| atlas.count(latent).is_ok_and(|count| count > 0)).count();
     println!(
-        "{n} latents ({live} live), {tokens} tokens: {:.2} µs per token, one thread; bound {:.2} GB, taken {:.2} GB, {}",
+        "{n} latents ({live} live), {tokens} tokens: {:.2} µs per token, one thread; bound {:.0} MB, taken {:.0} MB, {}",
         seconds * 1e6 / tokens as f64,
-        bound as f64 / 1e9,
-        taken as f64 / 1e9,
-        if taken <= bound { "held" } else { "NOT HELD" }
+        bound as f64 / 1e6,
+        taken as f64 / 1e6,
+        if taken <= bound + PAGES { "held" } else { "NOT HELD" }
     );
     black_box(&atlas);
     Ok(())
