@@ -68,9 +68,11 @@ class Header:
                 if callback := re.search(r"\(\*(\w+)\)", field):
                     lines.append(f'        ("{callback.group(1)}", c_void_p),')
                     continue
-                of, names = re.fullmatch(r"(.*?)(\w+(?:\[\d+\])?)", " ".join(field.split()), re.S).groups()  # type: ignore[union-attr]
-                base, _, count = names.partition("[")
-                lines.append(f'        ("{base}", {self.type(of, field=True)}{" * " + count[:-1] if count else ""}),')
+                found = re.fullmatch(r"(.*?)(\w+)(?:\[(\d+)\])?", " ".join(field.split()), re.S)
+                if not found:
+                    raise SystemExit(f"sae.h: the field {field!r} of {name} is not understood")
+                of, base, count = found.groups()
+                lines.append(f'        ("{base}", {self.type(of, field=True)}{" * " + count if count else ""}),')
             lines.append("    ]")
         lines += ["", "", "# Each function: what it returns, and takes.", "FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {"]
         for result, name, arguments in self.functions:
