@@ -1708,8 +1708,8 @@ typedef struct sae_atlas_info {
   int64_t max_window;
 } sae_atlas_info;
 
-/// The numbers of a latent, but for the last tokens of open documents. With N tokens seen, E[aⁿ] is Σaⁿ / N, the skew
-/// E[a³] / E[a²]^1.5, and the kurtosis E[a⁴] / E[a²]².
+/// The numbers of a latent, but for the last tokens of open documents. With N tokens seen, `E[aⁿ]` is Σaⁿ / N, the skew
+/// `E[a³] / E[a²]^1.5`, and the kurtosis `E[a⁴] / E[a²]²`.
 typedef struct sae_atlas_feature {
   /// `sizeof(sae_atlas_feature)`; `SAE_ATLAS_FEATURE_INIT` sets it.
   size_t struct_size;

@@ -31,6 +31,8 @@ const (
 	ErrBadState Status = C.SAE_ERROR_BAD_STATE
 	// A fault of the library itself; please report it.
 	ErrInternal Status = C.SAE_ERROR_INTERNAL
+	// Other processes of the run could not be reached.
+	ErrCollective Status = C.SAE_ERROR_COLLECTIVE
 )
 
 // Error is the name of the status, such as "SAE_ERROR_IO".

@@ -251,8 +251,8 @@ pub unsafe extern "C" fn sae_atlas_get(
 pub const SAE_ATLAS_BINS: usize = 64;
 const _: () = assert!(SAE_ATLAS_BINS == 64 && SAE_ATLAS_BINS == BINS);
 
-/// The numbers of a latent, but for the last tokens of open documents. With N tokens seen, E[aⁿ] is Σaⁿ / N, the skew
-/// E[a³] / E[a²]^1.5, and the kurtosis E[a⁴] / E[a²]².
+/// The numbers of a latent, but for the last tokens of open documents. With N tokens seen, `E[aⁿ]` is Σaⁿ / N, the skew
+/// `E[a³] / E[a²]^1.5`, and the kurtosis `E[a⁴] / E[a²]²`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct sae_atlas_feature {

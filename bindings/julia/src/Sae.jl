@@ -44,7 +44,7 @@ include("buffer.jl")
 
 export Model, Session, Trainer, Buffer, Pool, Report, Features, Convention, BFloat16, DeviceArray, Run, Edit
 export SaeError, InvalidArgument, InvalidTensor, Unsupported, FileError, FormatError, OutOfMemory, NoDevice, DeviceFault, NotFinite,
-    BadState, InternalError
+    BadState, InternalError, CollectiveError
 export encode!, encode, encode_selected!, encode_dense!, decode!, decode, reconstruct!, steer!, set_edits!, merge_features!, active
 export info, save, read_weights!, load_memory, session_memory, with_k, subset, prefix, with_threshold, fold_decoder_norms,
     fold_activation_scale

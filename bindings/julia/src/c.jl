@@ -285,6 +285,20 @@ end
     scaling::Int32
     frozen::UInt32
     layers::Int64
+    collective::Ptr{Cvoid}
+end
+
+@c_struct struct sae_collective
+    struct_size::Csize_t
+    rank::Int64
+    data_ranks::Int64
+    latent_ranks::Int64
+    context::Ptr{Cvoid}
+    all_gather::Ptr{Cvoid}
+    all_reduce_sum::Ptr{Cvoid}
+    reduce_scatter_sum::Ptr{Cvoid}
+    all_reduce_min::Ptr{Cvoid}
+    broadcast::Ptr{Cvoid}
 end
 
 @c_struct struct sae_train_batch

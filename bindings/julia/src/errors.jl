@@ -3,7 +3,7 @@
 
 A failed call's status (`Sae.SAE_ERROR_…`, also `Sae.status(error)`), and a message that names the thing, what was
 expected and what was found. Each status has a name to catch it by: `InvalidArgument`, `InvalidTensor`, `Unsupported`,
-`FileError`, `FormatError`, `OutOfMemory`, `NoDevice`, `DeviceFault`, `NotFinite`, `BadState`, `InternalError`.
+`FileError`, `FormatError`, `OutOfMemory`, `NoDevice`, `DeviceFault`, `NotFinite`, `BadState`, `InternalError`, `CollectiveError`.
 """
 struct SaeError{status} <: Exception
     message::String
@@ -20,6 +20,7 @@ const DeviceFault = SaeError{SAE_ERROR_DEVICE_FAULT}
 const NotFinite = SaeError{SAE_ERROR_NOT_FINITE}
 const BadState = SaeError{SAE_ERROR_BAD_STATE}
 const InternalError = SaeError{SAE_ERROR_INTERNAL}
+const CollectiveError = SaeError{SAE_ERROR_COLLECTIVE}
 
 status(::SaeError{code}) where {code} = code
 

@@ -77,10 +77,16 @@ class InternalError(Error, RuntimeError):
     """A fault of the library itself; please report it."""
 
 
+class CollectiveError(Error, RuntimeError):
+    """Other processes of the run could not be reached: one was lost, or the communicator failed."""
+
+    status = _abi.SAE_ERROR_COLLECTIVE
+
+
 KINDS: dict[int, type[Error]] = {
     kind.status: kind
     for kind in (
         InvalidArgument, InvalidTensor, Unsupported, FileError, FormatError, OutOfMemory, NoDevice, DeviceFault, NotFinite,
-        BadState, InternalError,
+        BadState, InternalError, CollectiveError,
     )
 }
