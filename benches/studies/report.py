@@ -15,6 +15,7 @@ from recipes import COUNTED, WIDTHS
 
 HEAD_PLANTED = (
     "recipe", "trainer", "rate", "seeds", "MCC", "F1", "precision", "recall", "uniqueness", "explained variance", "L0", "processor seconds",
+    "F1 by the rates tried",
 )
 FOLDER = runs.ROOT / "build" / "studies"
 
@@ -43,14 +44,15 @@ def of(results, quantity):
 
 
 def planted(results):
-    chosen = {}
+    chosen, rates = {}, {}
     for (recipe, trainer), mine in grouped(results, "recipe", "trainer").items():
         tried = [r for r in mine if r["spec"]["seed"] == 0]
         rate = max(tried, key=lambda r: r["f1"])["spec"]["rate"]
+        rates[recipe, trainer] = ", ".join(f"{r['spec']['rate']:g}: {r['f1']:.3f}" for r in sorted(tried, key=lambda r: r["spec"]["rate"]))
         chosen[recipe, trainer] = sorted((r for r in mine if r["spec"]["rate"] == rate), key=lambda r: r["spec"]["seed"])
     rows = [
         (recipe, trainer, f"{mine[0]['spec']['rate']:g}", len(mine), *(spread(of(mine, q)) for q in ("mcc", "f1", "precision", "recall", "uniqueness", "explained_variance")),
-         spread(of(mine, "l0"), 1), spread(of(mine, "cpu_seconds"), 0))
+         spread(of(mine, "l0"), 1), spread(of(mine, "cpu_seconds"), 0), rates[recipe, trainer])
         for (recipe, trainer), mine in sorted(chosen.items(), key=lambda item: (COUNTED.index(item[0][0]), item[0][1]))
     ]
     if len({trainer for _, trainer in chosen}) < 2:
