@@ -66,6 +66,15 @@ static inline sae_error *go_encode(sae_session *session, sae_run run, go_tensor 
   return error;
 }
 
+static inline sae_error *go_atlas_observe(const sae_atlas *atlas, go_features features, go_tensor tokens, const int64_t *documents,
+                                          const int64_t *positions) {
+  const sae_features features_ = go_features_view(&features);
+  const sae_tensor tokens_ = go_view(&tokens);
+  sae_error *error = NULL;
+  sae_atlas_observe(atlas, &features_, &tokens_, documents, positions, &error);
+  return error;
+}
+
 static inline sae_error *go_encode_selected(sae_session *session, sae_run run, go_tensor x, go_tensor addend, go_tensor ids,
                                             go_tensor out) {
   const sae_tensor x_ = go_view(&x), addend_ = go_view(&addend), ids_ = go_view(&ids), out_ = go_view(&out);
