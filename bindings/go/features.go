@@ -53,7 +53,7 @@ func (f *Features) AllIndices() []int32 { return elements[int32](&f.Indices) }
 func (f *Features) AllCounts() []int32 { return elements[int32](&f.Counts) }
 
 // Row is a token's active latents, and how strongly each is active: as many as fit the width. Not for values in other
-// types than f32.
+// types than f32, nor with gaps.
 func (f *Features) Row(token int) (latents []int32, activations []float32) {
 	width := int(f.Indices.c.shape[1])
 	latents = f.AllIndices()[token*width : (token+1)*width]

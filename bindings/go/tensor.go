@@ -214,9 +214,21 @@ func (t *Tensor) fault(name string) error {
 		"%s: a tensor of shape %v takes %d numbers, but the slice has %d; give a longer slice or other sizes", name, shape, t.need, t.have)
 }
 
+// Whether elements lie one after another.
+func (t *Tensor) dense() bool {
+	step := C.int64_t(1)
+	for i := int(t.c.ndim) - 1; i >= 0; i-- {
+		if t.c.shape[i] > 1 && t.c.strides[i] != step {
+			return false
+		}
+		step *= t.c.shape[i]
+	}
+	return true
+}
+
 // The elements of a tensor without gaps in Go's memory; nil of others.
 func elements[T Element](t *Tensor) []T {
-	if t.c.dtype != dtypeOf[T]() || t.have == unknownLength || t.need > t.have {
+	if t.c.dtype != dtypeOf[T]() || t.have == unknownLength || t.need > t.have || !t.dense() {
 		return nil
 	}
 	return unsafe.Slice((*T)(t.c.data), t.need)

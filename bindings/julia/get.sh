@@ -7,7 +7,7 @@ mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 [ -e "$folder/ready" ] && exit 0
 
-mirror=$(apt-cache policy | grep -oE 'https?://[^ ]*/debian( |$)' | head -1 | tr -d ' ')
+mirror=$(apt-cache policy | grep -oE 'https?://[^ ]*/debian( |$)' | head -1 | tr -d ' ' || true)
 apt=$folder/apt
 rm -rf "$apt" "$folder/root"
 mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/etc" "$folder/root"

@@ -8,7 +8,7 @@ mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 
 if [ ! -f "$folder/include/onnxruntime_cxx_api.h" ]; then
-  mirror=$(apt-cache policy | grep -oE 'https?://[^ ]*/debian( |$)' | head -1 | tr -d ' ')
+  mirror=$(apt-cache policy | grep -oE 'https?://[^ ]*/debian( |$)' | head -1 | tr -d ' ' || true)
   apt=$folder/apt
   rm -rf "$apt"
   mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/etc"

@@ -41,8 +41,8 @@ struct Room {
 // A session, run by the threads of whichever graph uses it.
 class Lane {
  public:
-  Lane(const sae::Model &model, std::int64_t max_tokens, const Room &room, std::int32_t threads)
-      : max_tokens_(max_tokens), pool_(sae::Pool::from_host(threads, in_parallel, this)), session_(make(model, max_tokens, room, pool_)), edits_(static_cast<std::size_t>(room.slots)) {}
+  Lane(const sae::Model &model, std::int64_t max_tokens, const Room &room, std::int32_t threads, OrtKernelContext *context)
+      : max_tokens_(max_tokens), context_(context), pool_(sae::Pool::from_host(threads, in_parallel, this)), session_(make(model, max_tokens, room, pool_)), edits_(static_cast<std::size_t>(room.slots)) {}
 
   Lane(const Lane &) = delete;
   Lane &operator=(const Lane &) = delete;
@@ -70,8 +70,12 @@ class Lane {
     return sae::Session::create(model, &options);
   }
 
+  // Nothing may be thrown into the library. The runtime refuses before it runs any of it, or not at all.
   static void in_parallel(void *self, std::size_t n, sae_task task, void *arg) {
-    Ort::KernelContext(static_cast<Lane *>(self)->context_).ParallelFor(task, n, 0, arg);
+    OrtStatus *refused = Ort::GetApi().KernelContext_ParallelFor(static_cast<Lane *>(self)->context_, task, n, 0, arg);
+    if (refused == nullptr) return;
+    Ort::GetApi().ReleaseStatus(refused);
+    for (std::size_t i = 0; i < n; i++) task(arg, i);
   }
 
   std::int64_t max_tokens_;
@@ -90,7 +94,7 @@ class Lanes {
   // A lane for one run, given back at its end.
   class Taken {
    public:
-    Taken(Lanes &lanes, std::int64_t tokens, OrtKernelContext *context) : lanes_(lanes), lane_(lanes.take(tokens)) { lane_->run_by(context); }
+    Taken(Lanes &lanes, std::int64_t tokens, OrtKernelContext *context) : lanes_(lanes), lane_(lanes.take(tokens, context)) { lane_->run_by(context); }
     ~Taken() { lanes_.give_back(std::move(lane_)); }
     Taken(const Taken &) = delete;
     Taken &operator=(const Taken &) = delete;
@@ -104,7 +108,7 @@ class Lanes {
   [[nodiscard]] const sae::Model &model() const { return *model_; }
 
  private:
-  std::unique_ptr<Lane> take(std::int64_t tokens) {
+  std::unique_ptr<Lane> take(std::int64_t tokens, OrtKernelContext *context) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto fits = std::find_if(free_.begin(), free_.end(), [&](const auto &lane) { return lane->max_tokens() >= tokens; });
@@ -117,7 +121,7 @@ class Lanes {
     }
     std::int64_t room = 64;
     while (room < tokens) room *= 2;
-    return std::make_unique<Lane>(*model_, room, room_, threads_);
+    return std::make_unique<Lane>(*model_, room, room_, threads_, context);
   }
 
   void give_back(std::unique_ptr<Lane> lane) noexcept {

@@ -5,6 +5,7 @@
 
 import json
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 
 LIBRARY, DATA = sys.argv[1], Path(sys.argv[2])
 MODEL = str(DATA / "sae.safetensors")
@@ -173,6 +175,22 @@ def many_threads_share_a_session():
     assert not failures, failures[0]
 
 
+def an_sae_large_enough_to_be_screened_is_served():
+    n, d, k = 2048, 16, 4
+    random = np.random.default_rng(0)
+    w = random.standard_normal((n, d)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = {"encoder.weight": w, "encoder.bias": np.zeros(n, np.float32), "W_dec": w, "b_dec": np.zeros(d, np.float32)}
+        save_file(weights, Path(folder) / "sae.safetensors")
+        Path(folder, "cfg.json").write_text(json.dumps({"d_in": d, "num_latents": n, "k": k, "activation": "topk", "normalize_decoder": False}))
+        graph = session([node("SaeEncode", ["x"], ["v", "i", "c"], model=folder)], [value("x", FLOAT, ["t", d])], [value("v"), value("i", INT32)])
+        x = random.standard_normal((100, d)).astype(np.float32)
+        values, indices = graph.run(None, {"x": x})
+    scores = x @ w.T
+    largest = np.argsort(-scores, axis=1)[:, :k]
+    assert (indices == largest).all() and np.allclose(values, np.take_along_axis(scores, largest, 1), rtol=1e-5)
+
+
 def what_is_wrong_is_said():
     encode = lambda **attributes: session([node("SaeEncode", ["x"], ["v", "i", "c"], **attributes)], [value("x")], [value("v")])  # noqa: E731
     assert "missing.safetensors" in refusal(lambda: encode(model=str(DATA / "missing.safetensors")))
@@ -196,6 +214,7 @@ TESTS = [
     each_row_has_its_slot,
     half_precision_is_served,
     many_threads_share_a_session,
+    an_sae_large_enough_to_be_screened_is_served,
     what_is_wrong_is_said,
 ]
 

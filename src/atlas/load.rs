@@ -11,12 +11,14 @@ use super::options::{AtlasOptions, INTERVALS};
 use super::save::{CONTAINER, Facts};
 use super::shelf::{Head, Shelf};
 use super::statistics::{BINS, Statistics, bin, interval, range};
-use super::{Atlas, height};
+use super::{Atlas, Totals, height};
 use crate::error::{Error, Result, fail};
 use crate::tensor::Storage;
 
 /// Bytes of memory that are taken for a file unasked.
 const MEMORY: u64 = 8 << 30;
+/// The most of anything that is counted, so that counting on never overflows.
+const MOST: u64 = 1 << 62;
 
 impl Atlas {
     /// Loads one that was saved; what it sees from then on is added. `most` is how many bytes of memory it may take; 0: 8 GiB.
@@ -28,6 +30,10 @@ impl Atlas {
 fn read(path: &Path, most: u64) -> Result<Atlas> {
     let bytes = Storage::map(&File::open(path)?)?;
     let Facts { options, totals, .. } = CONTAINER.facts(bytes.bytes())?;
+    let Totals { tokens, not_finite, cut, stretches } = totals;
+    if [tokens, not_finite, cut, stretches].iter().any(|&count| count > MOST) {
+        return Err(broken(format!("{totals:?} are more than anybody has seen")));
+    }
     let memory = options.memory().map_err(broken)?;
     let saved = Saved { found: SafeTensors::deserialize(bytes.bytes()).map_err(broken)?, options: &options };
     // So many latents are in the file, or nothing is allocated for them.
@@ -66,7 +72,7 @@ fn check(of: &Statistics, histogram: &[u64], tokens: u64) -> Result<()> {
     let finite = of.sums.iter().all(|sum| sum.is_finite()) && of.max.is_finite() && of.min.is_finite();
     let highest = if of.count == 0 { 0 } else { bin(of.magnitude()) };
     let counted = histogram.iter().try_fold(of.below, |sum, &count| sum.checked_add(count));
-    let first = (of.top_bin + 1).saturating_sub(BINS as u64);
+    let first = of.top_bin.saturating_add(1).saturating_sub(BINS as u64);
     let stray = (0..BINS as u64).any(|slot| histogram[slot as usize] > 0 && first == 0 && slot > of.top_bin);
     let sound = finite
         && of.min <= of.max

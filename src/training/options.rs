@@ -260,7 +260,7 @@ impl TrainOptions {
                 "layers {layers} and normalization: layers together are not normalised; scaling brings each to one size"
             );
         }
-        if layers.checked_mul(d).is_none_or(|width| width > i32::MAX as usize) {
+        if layers > 1 && layers.checked_mul(d).is_none_or(|width| width > i32::MAX as usize) {
             return fail!(InvalidArgument, "layers {layers} of d {d} are more than {} numbers a token", i32::MAX);
         }
         Ok(())

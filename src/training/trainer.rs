@@ -16,7 +16,7 @@ use crate::backend::training::{
     BatchSums, LossParameters, Parameter, Resampling, Role, StepParameters, Training, TrainingRows,
 };
 use crate::backend::{Input, Pool};
-use crate::collective::Ranks;
+use crate::collective::{Axis, Ranks};
 use crate::error::{Error, Result, Status, fail};
 use crate::features::{check_host, check_tensor};
 use crate::sae::{Normalization, Reference, Sae};
@@ -390,14 +390,17 @@ impl Trainer {
     /// From the next step on learning rates are the schedule's times this, until it is set again; a checkpoint keeps it. A run that
     /// diverged may go on from its last good state with less. Ranks set the same.
     pub fn set_rate(&mut self, rate: f64) -> Result<()> {
-        if !(rate > 0.0 && rate.is_finite()) {
-            return fail!(InvalidArgument, "rate must be a positive number, not {rate}");
-        }
-        let Some(progress) = &mut self.progress else {
-            return fail!(BadState, "the run is not started, so it has no rate");
+        let check = || match &self.progress {
+            _ if !(rate > 0.0 && rate.is_finite()) => {
+                fail!(InvalidArgument, "rate must be a positive number, not {rate}")
+            }
+            None => fail!(BadState, "the run is not started, so it has no rate"),
+            Some(_) => Ok(()),
         };
-        self.ranks.agree_on(Ok(()), "rate", rate.to_bits())?;
-        progress.rate = rate;
+        self.ranks.agree_on(check(), "rate", rate.to_bits())?;
+        if let Some(progress) = &mut self.progress {
+            progress.rate = rate;
+        }
         Ok(())
     }
 
@@ -425,7 +428,8 @@ impl Trainer {
             let stored = checkpoint::open(folder).and_then(|stored| Ok((options.resume(stored.options())?, stored)));
             let (options, stored) = ranks.agree(stored)?;
             let mut trainer = Self::among(&options, pool, ranks)?;
-            let loaded = stored.load(trainer.latents(), trainer.backend.as_mut());
+            let first = trainer.ranks.place(Axis::Data) == 0;
+            let loaded = stored.load(trainer.latents(), first, trainer.backend.as_mut());
             let word = loaded.as_ref().map_or(Ok(0), fingerprint_of)?;
             trainer.progress = Some(trainer.ranks.agree_on(loaded, "checkpoint", word)?);
             Ok(trainer)

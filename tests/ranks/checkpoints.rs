@@ -110,6 +110,21 @@ fn accumulated_gradients_are_kept_where_they_are_of_all_tokens() {
         (both_exports(&trainer), both_exports(&resumed))
     });
     assert!(ends.iter().all(|(unbroken, resumed)| unbroken == resumed));
+    // What one process accumulated counts once, however many ranks go on with it.
+    let alone = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(&options(), Pool::serial()).unwrap();
+    trainer.init_from(&view(&activations(1, 300))).unwrap();
+    accumulate(&mut trainer, 2, true);
+    trainer.save(alone.path()).unwrap();
+    let x = activations(3, ROWS);
+    let whole = trainer.step(&view(&x).into()).unwrap().grad_norm;
+    let norms = on_grid(2, 1, |ranks| {
+        let half = ROWS / 2 * D;
+        let part = ranks.place(Axis::Data) * half;
+        let mut resumed = Trainer::resume_among(alone.path(), &options(), Pool::serial(), ranks).unwrap();
+        resumed.step(&view(&x[part..part + half]).into()).unwrap().grad_norm
+    });
+    assert!(norms.iter().all(|norm| (norm / whole - 1.0).abs() < 1e-5), "{norms:?}, {whole}");
     let errors = on_grid(2, 1, |ranks| {
         let mut trainer = Trainer::among(&options(), Pool::serial(), ranks).unwrap();
         trainer.init_from(&view(&activations(1, 300))).unwrap();

@@ -183,3 +183,23 @@ fn a_grid_starts_from_an_sae() {
         assert_eq!(found, expected);
     }
 }
+
+#[test]
+fn ranks_of_fewer_latents_than_k_start() {
+    for (latents, ranks) in [(8, 4), (9, 2)] {
+        let options = TrainOptions {
+            recipe: Recipe::BatchTopK,
+            no_aux: true,
+            n_latents: latents,
+            k: latents / 2,
+            max_batch_tokens: 16,
+            ..options()
+        };
+        let active = on_grid(1, ranks, |ranks| {
+            let mut trainer = Trainer::among(&options, Pool::serial(), ranks).unwrap();
+            trainer.init_from(&view(&activations(1, 300))).unwrap();
+            trainer.step(&view(&activations(2, 16)).into()).unwrap().l0
+        });
+        assert!(active.iter().all(|&l0| l0 > 0.0), "{active:?}");
+    }
+}

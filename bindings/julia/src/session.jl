@@ -49,7 +49,8 @@ function Session(model::Model; pool=nothing, options...)
     end
     handle = Handle(object, "session", sae_session_free; exclusive=true, on_host=model.on_host)
     about = info(model)
-    width = about.k > 0 ? about.k : min(about.n_latents, get(options, :max_width, 0) > 0 ? options[:max_width] : 1024)
+    most = get(options, :max_width, 0)
+    width = about.k > 0 ? (most > 0 ? min(about.k, most) : about.k) : min(about.n_latents, most > 0 ? most : 1024)
     return Session(handle, Frame(), width, about.row_state_width, about.d_out)
 end
 

@@ -334,10 +334,14 @@ impl Stored {
     }
 
     /// Hands the numbers of some latents, and what all have in common, to a backend made for these options.
-    pub(super) fn load(&self, latents: Range<usize>, backend: &mut dyn Training) -> Result<Progress> {
+    /// Of several ranks that hold the same latents, the first takes the gradients that were accumulated: their sum counts.
+    pub(super) fn load(&self, latents: Range<usize>, gradients: bool, backend: &mut dyn Training) -> Result<Progress> {
         let Facts { options, progress, .. } = &self.facts;
         let head = SafeTensors::deserialize(self.head.bytes()).map_err(broken)?;
         for entry in tensors(options, progress, &options.shape().shard(latents.clone())) {
+            if !gradients && matches!(entry.content, Content::Numbers(Role::Gradient, _)) {
+                continue;
+            }
             let name = &entry.name;
             let fill = |to: &mut [u8]| {
                 if entry.content.is_of_latents() && !self.parts.is_empty() {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from . import _abi
 from .errors import InvalidArgument
@@ -78,6 +79,17 @@ def _set(out: Any, name: str, kind: Any, value: Any, types: Mapping[str, Any]) -
         setattr(out, name, ctypes.pointer(value))
     else:
         setattr(out, name, value)
+        kept = getattr(out, name)
+        if isinstance(value, int) and isinstance(kept, int) and kept != value:
+            raise OverflowError("out of range")  # ctypes keeps what is left of it
+
+
+def whole(name: str, value: SupportsIndex) -> int:
+    """A number as an i32 of C's, of which ctypes would keep the lower bits alone."""
+    made = operator.index(value)
+    if not -(2**31) <= made < 2**31:
+        raise InvalidArgument(f"{name}: {made} is out of range")
+    return made
 
 
 def fspath(value: str | bytes | os.PathLike[str]) -> bytes:

@@ -76,9 +76,10 @@ def doctor(
     context, -1 if unknown; `baseline`: a report of activations known to be good."""
     views = [borrow("x", x), optional("target", target), optional("positions", None if positions is None else ints(x, positions))]
     options = struct(_abi.sae_doctor_options, dict(target=views[1][0] or None, positions=views[2][0] or None, max_rows=max_rows))
-    for name, owner in (("baseline", baseline), ("pool", pool)):
-        if owner is not None:
-            setattr(options, name, owner._handle._as_parameter_)
+    # The handles live on here, even where their owners are closed meanwhile.
+    held = [(name, owner._handle) for name, owner in (("baseline", baseline), ("pool", pool)) if owner is not None]
+    for name, handle in held:
+        setattr(options, name, handle._as_parameter_)
     report = object.__new__(Report)
     report._own("report", lib.sae_doctor, model._handle, views[0][0], byref(options))
     return report

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from . import _abi
 from ._arrays import borrow, empty, ints, is_torch, like, optional, shape
 from ._library import Owner, ask, call, lib
-from ._options import struct
+from ._options import struct, whole
 from .errors import InvalidArgument
 from .features import Features, check
 from .model import Memory, Model, read_memory
@@ -203,10 +203,10 @@ class Session(Owner):
         edits = list(edits)
         given = (_abi.sae_edit * len(edits))()
         for place, edit in zip(given, edits):
-            place.feature, place.op, place.strength, place.limit = edit.feature, edit.op, edit.strength, edit.limit
+            place.feature, place.op, place.strength, place.limit = whole("feature", edit.feature), edit.op, edit.strength, edit.limit
             place.flags = _abi.SAE_EDIT_ONLY_ACTIVE * edit.only_active
         with self._lock:
-            call(lib.sae_set_edits, self._handle, slot, given, len(edits))
+            call(lib.sae_set_edits, self._handle, whole("slot", slot), given, len(edits))
 
     def steer(
         self, x: Any, addend: Any = None, *, row_slot: Any = None, known: Features | None = None, y: Any = None, out: Any = None,
@@ -304,13 +304,14 @@ def _stream(x: Any, stream: Any) -> int:
     return 0 if stream == 1 else stream  # DLPack's number of the legacy default stream
 
 
-def _session_options(fields: dict[str, Any], threads: int, pool: Pool | None) -> tuple[Any, Pool | None]:
+def _session_options(fields: dict[str, Any], threads: int, pool: Pool | None) -> tuple[Any, Any]:
     if pool is None and threads != 1:
         pool = Pool(threads)
     given = struct(_abi.sae_session_options, fields)
-    if pool is not None:
-        given.pool = pool._handle._as_parameter_
-    return given, pool
+    held = None if pool is None else pool._handle  # lives on in the caller's hands, even where the pool is closed meanwhile
+    if held is not None:
+        given.pool = held._as_parameter_
+    return given, held
 
 
 def kernels() -> list[str]:

@@ -81,7 +81,6 @@ class TrainOptions(TypedDict, total=False):
     bandwidth: float
     initial_threshold: float
     frozen: int
-    layers: int
     convention: Convention
 
 
@@ -181,10 +180,6 @@ class Trainer(Owner):
         call(lib.sae_trainer_progress, self._handle, byref(out))
         return Progress(*(getattr(out, name) for name in Progress.__dataclass_fields__))
 
-    def set_rate(self, rate: float) -> None:
-        """From the next step on, learning rates are the schedule's times `rate`; checkpoints keep it."""
-        call(lib.sae_trainer_set_rate, self._handle, rate)
-
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Saves all that is needed to continue; whatever happens, the folder holds the last complete checkpoint."""
         call(lib.sae_trainer_save, self._handle, fspath(folder))
@@ -202,6 +197,7 @@ def _train_options(options: dict[str, Any], threads: int, pool: Pool | None) -> 
     if pool is None and threads != 1:
         pool = Pool(threads)
     given = struct(_abi.sae_train_options, {**options, "prefix_weights": weights, "flags": flags})
-    if pool is not None:
-        given.pool = pool._handle._as_parameter_
-    return given, pool
+    held = None if pool is None else pool._handle  # lives on in the caller's hands, even where the pool is closed meanwhile
+    if held is not None:
+        given.pool = held._as_parameter_
+    return given, held

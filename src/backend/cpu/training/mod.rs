@@ -265,7 +265,7 @@ impl Training for CpuTraining {
         let all = problem(&self.shape, now, k, 0.0, 0.0);
         // Rows that competed would leave their norms to chance, and to how many are gone through together.
         if self.selector.is_some() {
-            self.main.codes_mut().spread(k);
+            self.main.codes_mut().spread(k.min(self.shape.n_latents));
         }
         let blocks = rows.chunks(self.rows * d).zip(zeros.chunks(self.rows * d_out)).zip(norms.chunks_mut(self.rows));
         for ((inputs, targets), norms) in blocks {

@@ -101,10 +101,11 @@ fn neuronpedia(atlas: &Atlas, latent: usize, vocabulary: &Vocabulary) -> Result<
     activations.extend(top.iter().map(|window| sequence(window, [-1.0, -1.0], -1.0)));
     for windows in drawn.chunk_by(|a, b| a.interval == b.interval) {
         let [min, max] = interval(&feature, windows[0].interval);
-        let inside = |from: f32, to: f32| f64::from(from) >= min && f64::from(to) <= max;
-        let contains =
-            feature.histogram.iter().filter(|bin| inside(bin.from, bin.to)).map(|bin| bin.count).sum::<u64>();
-        activations.extend(windows.iter().map(|window| sequence(window, [min, max], contains as f64 / total)));
+        // A bin that lies across a border is shared by its width on either side.
+        let inside = |from: f64, to: f64| ((to.min(max) - from.max(min)) / (to - from)).max(0.0);
+        let contains: f64 =
+            feature.histogram.iter().map(|bin| bin.count as f64 * inside(bin.from.into(), bin.to.into())).sum();
+        activations.extend(windows.iter().map(|window| sequence(window, [min, max], contains / total)));
     }
     Ok(json!({
         "feature_index": latent,

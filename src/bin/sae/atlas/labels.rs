@@ -5,10 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 use crate::output::{Failure, Result};
+
+/// The most that packed labels may come to.
+const MOST: u64 = 1 << 30;
 
 /// Reads labels: an object of latents and texts, or explanations as Neuronpedia exports them: a list, or lines, of objects with `index`
 /// and `description`; each as it is or packed by gzip. Of several of a latent the first is taken.
@@ -19,7 +22,12 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<usize, String>> {
     let text = match bytes.starts_with(&[0x1f, 0x8b]) {
         true => {
             let mut text = String::new();
-            GzDecoder::new(&bytes[..]).read_to_string(&mut text).map(|_| text).map_err(|e| at(&e))?
+            let mut unpacked = MultiGzDecoder::new(&bytes[..]).take(MOST + 1);
+            unpacked.read_to_string(&mut text).map_err(|e| at(&e))?;
+            if text.len() as u64 > MOST {
+                return Err(at(&format_args!("unpacks to more than {MOST} bytes; give less of it")));
+            }
+            text
         }
         false => String::from_utf8(bytes).map_err(|e| at(&e))?,
     };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -41,7 +42,7 @@ class SAE(torch.nn.Module):
         rows, lead = self._rows(x)
         if self.session.info.row_state_width:
             self._row_state = self._in_parts(lambda part: torch.ops.libsae.encode(part, None, self._number, 1)[3], rows)
-        return self._in_parts(lambda part: torch.ops.libsae.encode_dense(part, self._number), rows).reshape(*lead, -1)
+        return _shaped(self._in_parts(lambda part: torch.ops.libsae.encode_dense(part, self._number), rows), lead)
 
     def encode_sparse(self, x: Any, width: int = 0) -> Sparse:
         """Sparse features of all rows, `[T, width]` where T is the product of the leading dimensions."""
@@ -56,12 +57,12 @@ class SAE(torch.nn.Module):
         if isinstance(features, Sparse):
             return self._decode(features, given)
         lead = features.shape[:-1]
-        return self._decode(self._sparse(features.reshape(-1, features.shape[-1])), given).reshape(*lead, -1)
+        return _shaped(self._decode(self._sparse(features.reshape(-1, features.shape[-1])), given), lead)
 
     def forward(self, x: Any) -> Any:
         """The reconstruction, in x's dtype."""
         rows, lead = self._rows(x)
-        return self._in_parts(lambda part: torch.ops.libsae.reconstruct(part, None, self._number), rows).reshape(*lead, -1)
+        return _shaped(self._in_parts(lambda part: torch.ops.libsae.reconstruct(part, None, self._number), rows), lead)
 
     def steer(self, x: Any, edits: Iterable[Edit] | None = None, where: Any = None) -> Any:
         """`x` changed by edits, on the rows where the mask `where` `[...]` is true, by default all. Without `edits`, those that
@@ -140,3 +141,8 @@ class SAE(torch.nn.Module):
         elif state is None or len(state) != len(dense):
             raise ValueError("decode of dense features needs each token's scale: call encode on the same tokens first")
         return Sparse(values, indices, counts.int(), state.detach())
+
+
+def _shaped(made: Any, lead: Any) -> Any:
+    """Rows as the batch that they came from; there may be none, of which -1 would not follow."""
+    return made.reshape(*lead, math.prod(made.shape[1:]))
