@@ -189,7 +189,7 @@ fn ranks_of_fewer_latents_than_k_start() {
     for (latents, ranks) in [(8, 4), (9, 2)] {
         let options = TrainOptions {
             recipe: Recipe::BatchTopK,
-            no_aux: true,
+            k_aux: 2,
             n_latents: latents,
             k: latents / 2,
             max_batch_tokens: 16,
