@@ -7,29 +7,20 @@ mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 [ -e "$folder/ready" ] && exit 0
 
-mirror=$(apt-cache policy | grep -oE 'https?://[^ ]*/debian( |$)' | head -1 | tr -d ' ' || true)
-apt=$folder/apt
-rm -rf "$apt" "$folder/root"
-mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/etc" "$folder/root"
-touch "$apt/status"
-key=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb [signed-by=$key] ${mirror:-http://deb.debian.org/debian} bullseye main" >"$apt/sources.list"
-options=(
-  -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts="$apt/etc" -o Dir::Etc::PreferencesParts="$apt/etc"
-  -o Dir::State="$apt" -o Dir::State::Status="$apt/status" -o Dir::State::Lists="$apt/lists"
-  -o Dir::Cache="$apt" -o Dir::Cache::Archives="$apt/archives" -o APT::Sandbox::User="$(id -un)" -o Debug::NoLocking=1
-)
-apt-get "${options[@]}" -qq update
-apt-get "${options[@]}" -qq --yes --no-install-recommends --download-only install julia
+. "$(dirname "$0")/../../packaging/debian.bash"
+debs=$folder/debs
+rm -rf "$folder/root"
+mkdir "$folder/root"
+debian_packages bullseye "$debs" --yes --no-install-recommends --download-only install julia
 
 # The machine's own C and C++ run-time libraries are newer than Debian 11's, and serve.
-for package in "$apt"/archives/*.deb; do
+for package in "$debs"/*.deb; do
   case $(basename "$package") in
     libc6_* | libgcc-s1_* | libstdc++6_* | libcrypt1_*) ;;
     *) dpkg-deb -x "$package" "$folder/root" ;;
   esac
 done
-rm -rf "$apt"
+rm -rf "$debs"
 
 cat >"$folder/julia" <<'END'
 #!/bin/bash

@@ -1,6 +1,6 @@
 //! Which texts tokens stand for: the vocabulary of a tokenizer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -70,7 +70,7 @@ fn pieces(json: &Value) -> Option<Vec<(i32, String)>> {
 }
 
 /// Tokens that are not of the alphabet.
-fn added(json: &Value) -> Vec<i32> {
+fn added(json: &Value) -> HashSet<i32> {
     let tokens = json.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
     tokens.filter_map(|token| i32::try_from(token.get("id")?.as_i64()?).ok()).collect()
 }
